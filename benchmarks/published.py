@@ -1,0 +1,89 @@
+"""The papers' loops restated plainly, to measure ours against: eager, class by class, float32, one operator at a time.
+
+They are meant to be honest: nothing is done that the released programs do not do, and waste that is not part of the
+method (item-by-item loading, decoding all factors for each class, evaluation inside the loop) is left out.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample, pad
+
+OPS = ("color", "crop", "cutout", "flip", "scale", "rotate")
+
+
+def siamese(op: str, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+    """One operator with parameters drawn once, for every image of a batch alike."""
+    u = torch.rand(4, generator=generator).tolist()
+
+    def warp(x: Tensor, theta: list[list[float]]) -> Tensor:
+        grid = affine_grid(torch.tensor(theta).expand(len(x), 2, 3), list(x.shape), align_corners=False)
+        return grid_sample(x, grid, align_corners=False)
+
+    def color(x: Tensor) -> Tensor:
+        x = x + (u[0] - 0.5)
+        gray = x.mean(1, keepdim=True)
+        x = (x - gray) * (2 * u[1]) + gray
+        mean = x.mean((1, 2, 3), keepdim=True)
+        return (x - mean) * (u[2] + 0.5) + mean
+
+    def crop(x: Tensor) -> Tensor:
+        side = x.shape[2]
+        reach = int(0.125 * side + 0.5)
+        down, right = (int(v * (2 * reach + 1)) for v in u[:2])
+        return pad(x, (reach,) * 4)[:, :, down : down + side, right : right + side]
+
+    def cutout(x: Tensor) -> Tensor:
+        side = x.shape[2]
+        hole = int(0.5 * side + 0.5)
+        top, left = (int(v * (side + 1)) - hole // 2 for v in u[:2])
+        mask = torch.ones(side, side)
+        mask[max(top, 0) : top + hole, max(left, 0) : left + hole] = 0
+        return x * mask
+
+    def flip(x: Tensor) -> Tensor:
+        return x.flip(3) if u[0] < 0.5 else x
+
+    def scale(x: Tensor) -> Tensor:
+        sx, sy = (1 / 1.2 + v * (1.2 - 1 / 1.2) for v in u[:2])
+        return warp(x, [[sx, 0, 0], [0, sy, 0]])
+
+    def rotate(x: Tensor) -> Tensor:
+        angle = math.radians((u[0] - 0.5) * 30)
+        return warp(x, [[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0]])
+
+    return dict(zip(OPS, (color, crop, cutout, flip, scale, rotate)))[op]
+
+
+def dm_episode(
+    network: Callable[[], torch.nn.Module],
+    real: list[Tensor],
+    images: Callable[[int], Tensor],
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    batch_real: int = 256,
+) -> float:
+    """One episode of DM: a fresh network, all classes one after another, one backward, one step.
+
+    Args:
+        network: Makes a freshly initialised network.
+        real: Normalised real images, a tensor (n, C, H, W) a class.
+        images: Synthetic images of a class, with graph.
+        optimizer: Of what ``images`` reads.
+        generator: Draws batches and augmentation.
+        batch_real: Real images a class.
+    """
+    net = network().train().requires_grad_(False)
+    loss = torch.zeros(())
+    for label, of_class in enumerate(real):
+        batch = of_class[torch.randperm(len(of_class), generator=generator)[:batch_real]]
+        change = siamese(OPS[int(torch.randint(len(OPS), (), generator=generator))], generator)
+        target = net.features(change(batch)).detach()  # type: ignore[operator]
+        seen = net.features(change(images(label)))  # type: ignore[operator]
+        loss = loss + (target.mean(0) - seen.mean(0)).square().sum()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return float(loss.detach())

@@ -1,0 +1,141 @@
+"""From a recipe to the objects it describes."""
+
+import platform
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from condensate import __version__
+from condensate.augment import Augment
+from condensate.compute import Compute, ComputeOptions
+from condensate.coresets import embed
+from condensate.data import ImageData, Split, from_arrays, load
+from condensate.errors import UserError
+from condensate.networks import Network, build
+from condensate.objectives import OBJECTIVES, Objective
+from condensate.parameterizations import PARAMETERIZATIONS, Shape, capacity
+from condensate.recipe import Recipe
+from condensate.starts import STARTS
+from condensate.streams import Streams
+from condensate.synthetic import SyntheticDataset, class_major
+from condensate.training import fit
+
+# What a comparison row changes of its recipe; with no episode, a start from real images is a baseline.
+BASELINES: dict[str, dict[str, Any]] = {
+    "random": {"parameterization": {"name": "pixels"}, "start": {"name": "real"}},
+    "random-uint8": {"parameterization": {"name": "uint8"}, "start": {"name": "real"}},
+    "herding": {"parameterization": {"name": "pixels"}, "start": {"name": "herding"}},
+    "k-centre": {"parameterization": {"name": "pixels"}, "start": {"name": "k-centre"}},
+}
+
+
+def image_data(recipe: Recipe, device: torch.device) -> ImageData:
+    """The data, on the device."""
+    return load(**recipe["data"]).to(device)
+
+
+def random_data(shape: Shape, device: torch.device, classes: int = 2, each: int = 16) -> ImageData:
+    """Random images in place of data, for smoke runs and estimates."""
+    generator = Streams(0)("random data")
+    images = torch.randint(0, 256, (classes * each, *shape), dtype=torch.uint8, generator=generator)
+    labels = class_major(classes, each)
+    return from_arrays(images, labels, images, labels, name="random").to(device)
+
+
+def baseline(recipe: Recipe, row: str, data: ImageData) -> Recipe:
+    """The recipe of a comparison row: real images chosen as the row says, at the same budget, and no episode."""
+    changes = deepcopy(BASELINES[row])
+    if row == "random-uint8":
+        changes["parameterization"] |= {"mean": list(data.mean), "std": list(data.std)}
+    return recipe.with_values(**changes, condense={"episodes": 0}, compare=[])
+
+
+def network(recipe: Recipe, shape: Shape, classes: int, generator: torch.Generator) -> Network:
+    """The recipe's network, initialised."""
+    return build(recipe["network"]["name"], shape, classes, generator, **recipe.options("network"))
+
+
+def images_per_class(recipe: Recipe, classes: int, shape: Shape) -> int:
+    """What the budget holds."""
+    storage = PARAMETERIZATIONS[recipe["parameterization"]["name"]]
+    return capacity(storage, recipe.budget.bits(classes, shape), classes, shape, **recipe.options("parameterization"))
+
+
+def start(recipe: Recipe, data: ImageData, streams: Streams) -> SyntheticDataset:
+    """The synthetic set as it is before the first episode, on the data's device."""
+    classes, device = len(data.classes), data.train.raw.device
+    each = images_per_class(recipe, classes, data.shape)
+    storage = PARAMETERIZATIONS[recipe["parameterization"]["name"]]
+    stored = storage(classes * each, data.shape, **recipe.options("parameterization")).to(device)
+
+    def trained_features() -> Callable[[Tensor], Tensor]:
+        trained = network(recipe, data.shape, classes, streams("embed"))
+        epochs = recipe.evaluate.epochs_full
+        fit(trained, data.train, epochs=epochs, generator=streams("embed", "order"), augment=training_augment(recipe))
+        return embed(trained, data.train)
+
+    STARTS[recipe["start"]["name"]](stored, data.train, trained_features, streams, **recipe.options("start"))
+    described = recipe.with_values(data={"path": None})  # the same bytes wherever the data lay
+    return SyntheticDataset(
+        stored,
+        class_major(classes, each).to(device),
+        classes=data.classes,
+        mean=data.mean,
+        std=data.std,
+        about={
+            "recipe": recipe.name,
+            "values": described.values,
+            "versions": {
+                "condensate": __version__,
+                "torch": str(torch.__version__),
+                "python": platform.python_version(),
+            },
+        },
+    )
+
+
+def objective(recipe: Recipe, real: Split, shape: Shape, compute: Compute, streams: Streams) -> Objective:
+    """The recipe's objective on these real images."""
+    matched = network(recipe, shape, len(real.counts()), streams("network"))
+    matching = OBJECTIVES[recipe["objective"]["name"]]
+    return matching(real, matched, Augment(**recipe["augment"]), streams, compute, **recipe.options("objective"))  # type: ignore[call-arg]
+
+
+def settle_compute(recipe: Recipe, shape: Shape, classes: int, images: int, device: torch.device) -> Recipe:
+    """The recipe with ``compute`` settled, so that a resumed run does not choose anew."""
+    compute = recipe["compute"]
+    settled = ComputeOptions(**compute)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(recipe, shape, classes, Streams(0)("count")).features(torch.zeros(2, *shape))
+    matching = OBJECTIVES[recipe["objective"]["name"]]
+    work = matching.planned(classes, images, **recipe.options("objective"))
+    passes = work.features + 3 * work.gradients
+    resolved = settled.resolve(device, counter.get_total_flops() / 2 * passes * recipe.condense.episodes)
+    name = {torch.float32: "float32", torch.bfloat16: "bfloat16"}[resolved.precision]
+    return recipe.with_values(compute={"compile": "yes" if resolved.compiled else "no", "precision": name})
+
+
+def compute(recipe: Recipe, device: torch.device) -> Compute:
+    """How the objective computes."""
+    return ComputeOptions(**recipe["compute"]).resolve(device, 0.0)
+
+
+def training_augment(recipe: Recipe) -> Augment:
+    """The augmentation networks are trained with."""
+    options = recipe["augment"]
+    if recipe.evaluate.ops is not None:
+        options["ops"] = recipe.evaluate.ops
+    return Augment(**options)
+
+
+def scoring_split(recipe: Recipe, data: ImageData) -> Split:
+    """The real images that score."""
+    if recipe.evaluate.split == "test":
+        return data.test
+    if data.validation is None:
+        raise UserError("there is no validation split to score on; hold one out with --data.validation 0.2")
+    return data.validation

@@ -1,0 +1,199 @@
+"""Differentiable augmentation: drawn once, applied to every batch that must be seen alike."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from condensate.errors import UserError, unknown
+
+OPS = ("color", "crop", "cutout", "flip", "scale", "rotate")
+
+
+def transform(images: Tensor, theta: Tensor, color: Tensor, box: Tensor) -> Tensor:
+    """Colour, affine sampling and cutout, each image by its own parameters: one program, without branches.
+
+    Pure and differentiable in the images; a compiled program can take the parameters as inputs. Identity parameters
+    and whole-pixel translations are exact where the sides are powers of two, else true to float rounding of a
+    position. Types narrower than float32 are computed in float32, for bfloat16 cannot place a pixel.
+
+    Args:
+        images: (n, C, H, W); the result has their shape and type.
+        theta: (n, 2, 3), affine map from a position in the result to the position in ``images`` that is read there,
+            bilinearly, zero outside. A position is (x, y) in pixels from the centre of the image, so a rotation is
+            one on images of any sides.
+        color: (n, 3): brightness that is added, factor of saturation, factor of contrast.
+        box: (n, 4), of integers: first row, last row + 1, first column, last column + 1 of what becomes zero.
+    """
+    height, width = images.shape[-2:]
+    dtype = torch.promote_types(images.dtype, torch.float32)
+    pixels, theta, color = images.to(dtype), theta.to(dtype), color.to(dtype)
+
+    # Brightness b, saturation s, contrast c, in this order: x + b, then s(x - g) + g, then c(x - m) + m, with g the
+    # mean over channels and m over the image. Both means move with b and neither with s, so the three together are
+    # scx + (1 - s)cg + (1 - c)m + b.
+    b, s, c = color[:, :, None, None, None].unbind(1)
+    g = pixels.mean(1, keepdim=True)
+    m = g.mean((2, 3), keepdim=True)
+    pixels = torch.addcmul((1 - s) * c * g + ((1 - c) * m + b), pixels, s * c)
+
+    row = torch.arange(height, dtype=dtype, device=images.device)
+    column = torch.arange(width, dtype=dtype, device=images.device)
+    top, bottom, left, right = box[:, :, None].unbind(1)
+    rows, columns = (row >= top) & (row < bottom), (column >= left) & (column < right)
+    cut = rows[:, :, None] & columns[:, None, :]
+
+    # No matrix product here: where its precision is lowered (TF32, bfloat16) pixels would be misplaced.
+    x, y = column - (width - 1) / 2, row - (height - 1) / 2
+
+    def source(line: Tensor, half: float) -> Tensor:
+        by_x, by_y, shift = line[:, :, None].unbind(1)
+        return ((by_x * x + shift) / half)[:, None, :] + (by_y * y / half)[:, :, None]
+
+    # grid_sample counts from the centre in halves of a side: 2 lies outside, where zero is read.
+    from_x, from_y = source(theta[:, 0], width / 2), source(theta[:, 1], height / 2)
+    grid = torch.stack((from_x.masked_fill(cut, 2), from_y), -1)
+    return functional.grid_sample(pixels, grid, padding_mode="zeros", align_corners=False).to(images.dtype)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Transform:
+    """What was drawn for each set of images; made by ``Augment.draw``.
+
+    Args:
+        theta: (sets, 2, 3), color: (sets, 3), box: (sets, 4), as in ``transform``.
+        size: (H, W) of the images it was drawn for.
+        identity: Whether no operator was to be drawn, so that images come back as they are.
+    """
+
+    theta: Tensor
+    color: Tensor
+    box: Tensor
+    size: tuple[int, int]
+    identity: bool = False
+
+    def parameters(self, which: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """What ``transform`` takes after the images: those of set ``which[i]`` for image i, or of set i."""
+        if which is None:
+            return self.theta, self.color, self.box
+        theta, color, box = (part.to(which.device)[which] for part in (self.theta, self.color, self.box))
+        return theta, color, box
+
+    def __call__(self, images: Tensor, which: Tensor | None = None) -> Tensor:
+        """The images, each changed as drawn for its set.
+
+        Args:
+            images: (n, C, H, W), on any device.
+            which: (n,), int64, the set of each image, as its label. None: image i is set i.
+        """
+        n = len(self.theta) if which is None else len(which)
+        if images.ndim != 4 or len(images) != n or tuple(images.shape[2:]) != self.size:
+            height, width = self.size
+            raise ValueError(f"expected images ({n}, C, {height}, {width}) as drawn for, got {tuple(images.shape)}")
+        if self.identity:
+            return images
+        theta, color, box = (part.to(images.device) for part in self.parameters(which))
+        return transform(images, theta, color, box)
+
+
+@final
+@dataclass(frozen=True)
+class Augment:
+    """Differentiable augmentation: for every set of images one operator, drawn uniformly, with its strength.
+
+    Siamese, for matching: one set a class, and the real and the synthetic images of a class are changed alike.
+    Unpaired, for training networks: one set an image, and ``shared_op`` for one operator a batch.
+
+        drawn = augment.draw(generator, classes, (32, 32))
+        drawn(real, real_labels), drawn(synthetic, labels)
+
+    Zhao and Bilen, "Dataset Condensation with Differentiable Siamese Augmentation", ICML 2021,
+    https://arxiv.org/abs/2102.08259
+
+    Args:
+        ops: Names from ``OPS``, each at most once; none leaves the images as they are.
+        flip: Probability of a horizontal flip.
+        scale: Each axis is read at its own step, uniform from 1 / scale to scale.
+        rotate: The angle is uniform from -rotate to rotate degrees.
+        crop: Each axis is shifted by its own whole number of pixels, uniform up to this share of the side either way.
+        cutout: A box of this share of each side becomes zero, its centre uniform over the image; it may reach beyond.
+        brightness: What is added is uniform from -brightness / 2 to brightness / 2.
+        saturation: The factor of each pixel's distance to its mean over channels is uniform from 0 to saturation.
+        contrast: The factor of each value's distance to the image's mean is uniform from contrast to 1 + contrast.
+    """
+
+    ops: Sequence[str] = OPS
+    _: KW_ONLY
+    flip: float = 0.5
+    scale: float = 1.2
+    rotate: float = 15.0
+    crop: float = 0.125
+    cutout: float = 0.5
+    brightness: float = 1.0
+    saturation: float = 2.0
+    contrast: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be drawn."""
+        for name in self.ops:
+            if name not in OPS:
+                raise unknown("augmentation", name, OPS)
+        if len(set(self.ops)) < len(self.ops):
+            raise UserError(f"each augmentation may be named once, as one is drawn uniformly; got {list(self.ops)}")
+        for name in ("flip", "crop", "cutout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"augmentation {name} must be in [0, 1], got {getattr(self, name)}")
+        if not self.scale >= 1:
+            raise UserError(f"augmentation scale must be at least 1, got {self.scale}")
+
+    def draw(
+        self, generator: torch.Generator, sets: int, size: tuple[int, int], *, shared_op: bool = False
+    ) -> Transform:
+        """An operator and its strength for every set, on the generator's device.
+
+        All strengths are drawn whatever the operators are, so what the generator gives next depends on neither.
+
+        Args:
+            generator: On the CPU or on a CUDA device.
+            sets: How many.
+            size: (H, W) of the images.
+            shared_op: Whether all sets get the same operator, each with its own strength.
+        """
+        height, width = size
+        device = generator.device
+
+        def uniform(low: float, high: float) -> Tensor:
+            return torch.rand(sets, generator=generator, device=device) * (high - low) + low
+
+        def integer(low: int, high: int, count: int = sets) -> Tensor:
+            return torch.randint(low, high + 1, (count,), generator=generator, device=device)
+
+        operator = integer(0, max(len(self.ops) - 1, 0), 1 if shared_op else sets)
+
+        def on(op: str, drawn: Tensor, neutral: float) -> Tensor:
+            return torch.where(operator == (self.ops.index(op) if op in self.ops else -1), drawn, neutral)
+
+        brightness = on("color", uniform(-self.brightness / 2, self.brightness / 2), 0.0)
+        saturation = on("color", uniform(0.0, self.saturation), 1.0)
+        contrast = on("color", uniform(self.contrast, self.contrast + 1), 1.0)
+        angle = on("rotate", uniform(-math.radians(self.rotate), math.radians(self.rotate)), 0.0)
+        mirror = on("flip", torch.where(uniform(0.0, 1.0) < self.flip, -1.0, 1.0), 1.0)
+        scale_x = on("scale", uniform(1 / self.scale, self.scale), 1.0) * mirror
+        scale_y = on("scale", uniform(1 / self.scale, self.scale), 1.0)
+        shifts, bounds = [], []
+        for side in (height, width):
+            reach, hole = math.floor(self.crop * side + 0.5), math.floor(self.cutout * side + 0.5)
+            shifts.append(on("crop", integer(-reach, reach), 0))
+            first = integer(0, side - hole % 2) - hole // 2
+            bounds += [on("cutout", first.clamp(min=0), 0), on("cutout", (first + hole).clamp(max=side), 0)]
+        down, right = shifts
+
+        from_x = torch.stack((angle.cos() * scale_x, -angle.sin() * scale_y, right), 1)
+        from_y = torch.stack((angle.sin() * scale_x, angle.cos() * scale_y, down), 1)
+        theta, color = torch.stack((from_x, from_y), 1), torch.stack((brightness, saturation, contrast), 1)
+        return Transform(theta, color, torch.stack(bounds, 1), (height, width), identity=not self.ops)

@@ -1,0 +1,81 @@
+"""Which programs run: compiled or not, and in which precision what needs no gradient is computed."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from condensate.errors import UserError
+
+# Compiling a step takes about a minute and about halves it; below this many operations in the whole run it does not
+# pay (at about 100 GFLOP/s on two cores: benchmarks/dm.py prints both).
+WORTH_COMPILING = 2e13
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How an objective computes.
+
+    Args:
+        compiled: Whether its programs go through ``torch.compile``.
+        precision: Of what carries no gradient (the features of real images).
+        chunk: Images that go through a network at once; activation memory is that of one chunk.
+    """
+
+    compiled: bool = False
+    precision: torch.dtype = torch.float32
+    chunk: int = 64
+
+    def program(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function``, compiled if asked for; call it with few different shapes."""
+        return torch.compile(function, dynamic=False, fullgraph=True) if self.compiled else function
+
+
+@dataclass(frozen=True)
+class ComputeOptions:
+    """What the user asks for; ``resolve`` turns it into what runs.
+
+    Args:
+        compile: auto compiles where a C++ compiler is at hand and the planned run is long enough to win it back.
+        precision: Of the features of real images, which carry no gradient. auto is bfloat16 where the machine has
+            instructions for it, else float32.
+        chunk: Images that go through a network at once, the memory knob.
+    """
+
+    compile: Literal["auto", "yes", "no"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    chunk: int = 64
+
+    def resolve(self, device: torch.device, operations: float) -> Compute:
+        """Settle what is left to the program.
+
+        Args:
+            device: Where the run computes.
+            operations: Floating-point operations of the whole planned run.
+        """
+        if self.chunk < 1:
+            raise UserError(f"compute.chunk must be at least 1, got {self.chunk}")
+        compiled = self.compile == "yes" or (
+            self.compile == "auto" and operations >= WORTH_COMPILING and can_compile(device)
+        )
+        precision = PRECISIONS.get(self.precision)
+        if precision is None:
+            precision = torch.bfloat16 if has_bfloat16(device) else torch.float32
+        return Compute(compiled, precision, self.chunk)
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether ``torch.compile`` has the compiler it needs on this machine."""
+    return device.type == "cuda" or any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 runs on instructions of its own there, not emulated."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))

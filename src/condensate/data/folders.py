@@ -1,0 +1,86 @@
+"""Images in folders, one folder a class."""
+
+import hashlib
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from condensate.data.decoding import Encoded, Source
+from condensate.data.splits import divide
+from condensate.data.tables import TEST_NAMES
+from condensate.errors import UserError
+
+Items = list[tuple[Path, int]]  # files and their labels
+
+
+def find(folder: Path) -> Source | None:
+    """Images under ``train/<class>`` and ``test/<class>``, or under ``<class>``; None if there is neither.
+
+    Classes are the names of the folders in sorted order. Every file below a class folder is an image of the class,
+    however deep, but for hidden ones. A folder without splits is divided: of each class the same
+    fifth is always held for testing, and a warning says so.
+
+    Raises:
+        UserError: If a split is missing, or the splits differ in classes, or a class has no images.
+    """
+    test = next((folder / split for split in TEST_NAMES if (folder / split).is_dir()), None)
+    train = folder / "train"
+    if train.is_dir() != (test is not None):
+        there, missing = (train, " or ".join(TEST_NAMES)) if test is None else (test, "train")
+        raise UserError(f"there is a folder {there} but none called {missing} beside it; expected both or neither")
+    if test is not None:
+        classes, training = _items(train)
+        others, testing = _items(test)
+        if classes != others:
+            raise UserError(
+                f"{train} and {test} must hold the same classes; only in one of them: "
+                f"{', '.join(sorted(set(classes) ^ set(others)))}"
+            )
+    else:
+        classes, every = _items(folder)
+        if not every:
+            return None
+        warnings.warn(
+            f"{folder} has no folders train and test: the same fifth of each class is always held for testing",
+            stacklevel=4,
+        )
+        kept, taken = divide(torch.tensor([label for _, label in every]), 0.2, "test", classes)
+        training, testing = ([every[row] for row in index.tolist()] for index in (kept, taken))
+    digest = hashlib.sha256(repr(classes).encode())
+    for items in (training, testing):
+        with ThreadPoolExecutor() as pool:
+            for (_, label), content in zip(items, pool.map(_hash, items)):
+                digest.update(label.to_bytes(8, "big") + content)
+        digest.update(b"/")
+    return Source(digest.hexdigest(), lambda: (_encoded(training), _encoded(testing), classes))
+
+
+def _items(folder: Path) -> tuple[list[str], Items]:
+    """Class names, and the images of all classes in the order of their paths."""
+    classes = sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    items: Items = []
+    for label, name in enumerate(classes):
+        files = [file for file in (folder / name).rglob("*") if file.is_file() and not _hidden(file, folder)]
+        if not files:
+            raise UserError(f"class folder {folder / name} holds no images; add some or remove the folder")
+        items += [(file, label) for file in sorted(files)]
+    return classes, items
+
+
+def _hidden(file: Path, below: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(below).parts)
+
+
+def _hash(item: tuple[Path, int]) -> bytes:
+    try:
+        return hashlib.sha256(item[0].read_bytes()).digest()
+    except OSError as error:
+        raise UserError(f"cannot read {item[0]}: {error.strerror}") from error
+
+
+def _encoded(items: Items) -> Encoded:
+    labels = np.array([label for _, label in items])
+    return Encoded(labels, lambda row: items[row][0].read_bytes(), lambda row: str(items[row][0]))

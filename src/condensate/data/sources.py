@@ -1,0 +1,104 @@
+"""Where data come from: by a name that is known here, or a folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from condensate.data import folders, tables
+from condensate.data.decoding import Encoded, Source
+from condensate.data.splits import divide
+from condensate.errors import UserError, unknown
+
+
+@dataclass(frozen=True)
+class Known:
+    """A data set that has a name here.
+
+    Attributes:
+        shape: Of one image, (C, H, W).
+        classes: Number of classes.
+        hub: Name on the Hugging Face hub; None for what comes with a package.
+        config: Which of several variants on the hub.
+        image: Column of the images.
+        label: Column of the labels.
+        train: Name of the training split.
+        test: Name of the split that is tested on.
+    """
+
+    shape: tuple[int, int, int]
+    classes: int
+    hub: str | None
+    config: str | None = None
+    image: str = "image"
+    label: str = "label"
+    train: str = "train"
+    test: str = "test"
+
+
+KNOWN = {
+    "digits": Known((1, 8, 8), 10, None),
+    "mnist": Known((1, 28, 28), 10, "ylecun/mnist"),
+    "fashion-mnist": Known((1, 28, 28), 10, "zalando-datasets/fashion_mnist"),
+    "svhn": Known((3, 32, 32), 10, "ufldl-stanford/svhn", "cropped_digits"),
+    "cifar10": Known((3, 32, 32), 10, "uoft-cs/cifar10", image="img"),
+    "cifar100": Known((3, 32, 32), 100, "uoft-cs/cifar100", image="img", label="fine_label"),
+    "tinyimagenet": Known((3, 64, 64), 200, "zh-plus/tiny-imagenet", test="valid"),
+}
+
+
+def named(name: str) -> Source:
+    """A data set by its name here or on the hub.
+
+    Raises:
+        UserError: If there is none, or it cannot be had.
+    """
+    known = KNOWN.get(name)
+    if known is not None and known.hub is not None:
+        columns = (known.image,), (known.label,)
+        return tables.hub(known.hub, known.config, *columns, (known.train,), (known.test,))
+    if known is not None:
+        return Source(name, _digits)
+    if "/" in name:
+        return tables.hub(name)
+    raise unknown("data set", name, KNOWN, "(or name a folder of your own with --data.path DIR)")
+
+
+def at(folder: Path) -> Source:
+    """A data set in a folder: Parquet files, else images in class folders.
+
+    Raises:
+        UserError: If there is neither.
+    """
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise UserError(f"--data.path must name a folder of Parquet files or of class folders; {folder} {what}")
+    inner = sorted(file.parent.name for file in folder.glob("*/train.parquet"))
+    source = tables.parquet(folder)
+    if source is None and not inner:
+        source = folders.find(folder)
+    if source is None:
+        there = f", but there are data sets in its folders {', '.join(inner)}" if inner else ""
+        raise UserError(
+            f"no images found in {folder}{there}; --data.path expects a folder with train.parquet and test.parquet, "
+            "or with train/<class>/* and test/<class>/*, or with <class>/*"
+        )
+    return source
+
+
+def _digits() -> tuple[Encoded, Encoded, list[str]]:
+    """The 1,797 handwritten digits of 8x8 pixels that come with scikit-learn, values 0 to 16 spread over 0 to 255."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    pixels = np.round(bunch.images * (255 / 16)).astype(np.uint8)
+    names = [str(digit) for digit in bunch.target_names]
+
+    def split(index: torch.Tensor) -> Encoded:
+        rows = index.numpy()
+        header = b"P5 8 8 255\n"  # of a PGM file
+        return Encoded(bunch.target[rows], lambda i: header + pixels[rows[i]].tobytes(), lambda i: f"digit {rows[i]}")
+
+    train, test = divide(torch.from_numpy(bunch.target), 500 / 1797, "test", names)
+    return split(train), split(test), names

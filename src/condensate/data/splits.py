@@ -1,0 +1,218 @@
+"""A split of a data set and the data set itself, as the rest of the package uses them."""
+
+import hashlib
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self, final
+
+import torch
+from torch import Tensor
+
+from condensate.data.contents import Contents
+from condensate.errors import UserError
+from condensate.streams import Streams
+
+
+@final
+class Split:
+    """Images of one split on one device, held as uint8 and normalised when read.
+
+    Args:
+        raw: (N, C, H, W), uint8.
+        labels: (N,), int64, from 0 to K-1, on the device of ``raw``.
+        classes: K names. A class may have no images here.
+        mean: C values on the scale 0 to 1.
+        std: C values on the scale 0 to 1, above 0.
+    """
+
+    def __init__(
+        self, raw: Tensor, labels: Tensor, classes: Sequence[str], mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        self.raw, self.labels = raw, labels
+        self.classes, self.mean, self.std = tuple(classes), tuple(mean), tuple(std)
+        self._members = _by_class(labels, len(self.classes))
+        self._counts = torch.tensor([len(members) for members in self._members])
+        centre, spread = torch.tensor([self.mean, self.std], dtype=torch.float64)[..., None, None]
+        self._scale = (1 / (255 * spread)).to(raw.device, torch.float32)
+        self._shift = (-centre / spread).to(raw.device, torch.float32)
+        self._warned = False
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.raw)
+
+    def images(self, index: Tensor | None = None) -> Tensor:
+        """Normalised images, float32: at ``index`` (k,) -> (k, C, H, W), or all of them."""
+        raw = self.raw if index is None else self.raw.index_select(0, index.to(self.raw.device))
+        return raw.float().mul_(self._scale).add_(self._shift)
+
+    def sample(self, label: int, count: int, generator: torch.Generator) -> Tensor:
+        """Indices (count,) of random images of one class, on the device of the images.
+
+        Drawn without replacement, on the generator's device. A class of fewer than ``count`` images is drawn from
+        with replacement; the first time that happens, a warning says so.
+
+        Raises:
+            UserError: If the class has no images here.
+        """
+        members = self._members[label]
+        if not len(members):
+            raise UserError(f"cannot sample class {label} ({self.classes[label]}): it has no images in this split")
+        if count <= len(members):
+            pick = torch.randperm(len(members), generator=generator, device=generator.device)[:count]
+        else:
+            self._warn_of_replacement(count)
+            pick = torch.randint(len(members), (count,), generator=generator, device=generator.device)
+        return members[pick.to(members.device)]
+
+    def counts(self) -> Tensor:
+        """Images per class, (K,), int64, on the CPU."""
+        return self._counts.clone()
+
+    def subset(self, index: Tensor) -> "Split":
+        """The images at ``index`` (k,) as a split of the same classes and normalisation."""
+        index = index.to(self.raw.device)
+        return Split(self.raw[index], self.labels[index], self.classes, self.mean, self.std)
+
+    def to(self, device: torch.device | str) -> "Split":
+        """This split on ``device``: itself if it is there already."""
+        raw = self.raw.to(device)
+        return self if raw is self.raw else Split(raw, self.labels.to(device), self.classes, self.mean, self.std)
+
+    def _warn_of_replacement(self, count: int) -> None:
+        if self._warned:
+            return
+        self._warned = True
+        small = [f"{name} ({size})" for name, size in zip(self.classes, self._counts.tolist()) if 0 < size < count]
+        more = f" and {len(small) - 10} more" if len(small) > 10 else ""
+        warnings.warn(
+            f"{count} images of a class are asked for, but some have fewer and are sampled with replacement: "
+            f"{', '.join(small[:10])}{more}",
+            stacklevel=3,
+        )
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set: its splits, alike in classes, shape and normalisation.
+
+    Attributes:
+        name: For people; nothing depends on it.
+        train: What is trained on or condensed.
+        test: What is scored.
+        validation: Held out of the training images, or None.
+        classes: Names in the order of the labels.
+        mean: Per channel, scale 0 to 1; as given, or measured on ``train``, without the validation images.
+        std: As ``mean``; measured with divisor N. A channel that is constant gets 1, so that it becomes 0.
+        fingerprint: SHA-256 over pixels, labels and class names of all splits; not over the normalisation.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    validation: Split | None
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fingerprint: str
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one image, (C, H, W)."""
+        channels, height, width = self.train.raw.shape[1:]
+        return channels, height, width
+
+    def to(self, device: torch.device | str) -> "ImageData":
+        """The same data with every split on ``device``."""
+        validation = None if self.validation is None else self.validation.to(device)
+        return replace(self, train=self.train.to(device), test=self.test.to(device), validation=validation)
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        contents: Contents,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        validation: float = 0.0,
+    ) -> Self:
+        """Hold out validation images, measure what is not given, and put the parts together.
+
+        Raises:
+            UserError: If the arguments do not fit the contents.
+        """
+        if not 0 <= validation < 1:
+            raise UserError(f"--data.validation must be a part from 0 to below 1, got {validation}")
+        images, labels, classes = contents.train_images, contents.train_labels, contents.classes
+        fingerprint, held = contents.fingerprint, None
+        if validation:
+            kept, taken = divide(labels, validation, "validation", classes)
+            held = images[taken], labels[taken]
+            images, labels = images[kept], labels[kept]
+            fingerprint = hashlib.sha256(f"{fingerprint}/{float(validation)}".encode()).hexdigest()
+        _check_normalisation(mean, std, images.shape[1])
+        if mean is None or std is None:
+            measured = measure(images)
+            mean = measured[0] if mean is None else mean
+            std = [value or 1.0 for value in measured[1]] if std is None else std
+
+        def split(raw: Tensor, labels: Tensor) -> Split:
+            return Split(raw, labels, classes, mean, std)
+
+        test = split(contents.test_images, contents.test_labels)
+        rest = split(*held) if held else None
+        return cls(name, split(images, labels), test, rest, classes, tuple(mean), tuple(std), fingerprint)
+
+
+def divide(labels: Tensor, part: float, stream: str, classes: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Indices that divide images in two, class by class, both ascending: those kept and the ``part`` taken.
+
+    The division depends on the labels and the name of the stream alone, not on the seed of a run. Of each class
+    at least one image is taken and one kept.
+
+    Raises:
+        UserError: If a class has fewer than two images.
+    """
+    taken = []
+    for label, (name, members) in enumerate(zip(classes, _by_class(labels, len(classes)))):
+        if len(members) < 2:
+            raise UserError(
+                f"class {name} has too few images ({len(members)}) to hold any out for {stream}; it needs 2"
+            )
+        count = min(max(round(part * len(members)), 1), len(members) - 1)
+        taken.append(members[torch.randperm(len(members), generator=Streams(0)(stream, label))[:count]])
+    away = torch.zeros(len(labels), dtype=torch.bool)
+    away[torch.cat(taken)] = True
+    return (~away).nonzero().flatten(), away.nonzero().flatten()
+
+
+def measure(images: Tensor) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation (divisor N) per channel of images (N, C, H, W), uint8, on the scale 0 to 1; exact."""
+    means, stds = [], []
+    for channel in range(images.shape[1]):
+        parts = [part.flatten().bincount(minlength=256) for part in images[:, channel].split(4096)]
+        frequencies = list(enumerate(torch.stack(parts).sum(0).tolist()))
+        total = sum(often for _, often in frequencies)
+        first = sum(often * value for value, often in frequencies)
+        second = sum(often * value**2 for value, often in frequencies)
+        means.append(first / (255 * total))
+        stds.append(math.sqrt(second * total - first**2) / (255 * total))
+    return means, stds
+
+
+def _by_class(labels: Tensor, classes: int) -> tuple[Tensor, ...]:
+    """For each class the indices of its images, ascending."""
+    return labels.argsort(stable=True).split(labels.cpu().bincount(minlength=classes).tolist())
+
+
+def _check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int) -> None:
+    for key, values in (("mean", mean), ("std", std)):
+        if values is not None and len(values) != channels:
+            raise UserError(f"--data.{key} must have one value for each of {channels} channels, got {list(values)}")
+        if values is not None and not all(map(math.isfinite, values)):
+            raise UserError(f"--data.{key} must be finite, got {list(values)}")
+    if std is not None and min(std) <= 0:
+        raise UserError(f"--data.std must be above 0, got {list(std)}")

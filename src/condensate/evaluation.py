@@ -1,0 +1,89 @@
+"""What a synthetic set is worth: fresh networks are trained on it from scratch and scored on real images."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+from condensate.augment import Augment
+from condensate.errors import UserError
+from condensate.networks import build
+from condensate.streams import Streams
+from condensate.training import Examples, Held, accuracy, fit
+
+HELD_BYTES = 2**28
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracies 0..1 of networks trained alike but for their seed, each after its last epoch.
+
+    Args:
+        network: Which network, as in the recipe.
+        epochs: How long each was trained.
+        augment: Operators they were trained with.
+        accuracies: One a network.
+    """
+
+    network: str
+    epochs: int
+    augment: tuple[str, ...]
+    accuracies: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean over networks."""
+        return mean(self.accuracies)
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation (n - 1) over networks; None for one network."""
+        return stdev(self.accuracies) if len(self.accuracies) > 1 else None
+
+
+def evaluate(
+    examples: Examples,
+    test: Examples,
+    classes: int,
+    streams: Streams,
+    *,
+    network: str = "convnet",
+    network_options: dict[str, Any] | None = None,
+    repeats: int = 20,
+    epochs: int = 1000,
+    lr: float = 0.01,
+    augment: Augment | None = None,
+    done: Sequence[float] = (),
+    after: Callable[[Sequence[float]], None] | None = None,
+) -> Score:
+    """Train ``repeats`` fresh networks on ``examples`` and score each once, after its last epoch, on ``test``.
+
+    Args:
+        examples: What to train on: a synthetic set, or real data.
+        test: Real images the networks are scored on.
+        classes: Number of classes.
+        streams: Network ``k`` draws from the stream ("evaluate", network, k) alone.
+        network: Its name.
+        network_options: Its constructor's keywords.
+        repeats: How many networks.
+        epochs: Passes over ``examples``, see ``fit``.
+        lr: Learning rate of the first half.
+        augment: Augmentation while training.
+        done: Accuracies of the first networks, scored before, to go on after them.
+        after: Called with the accuracies so far after each network.
+    """
+    if repeats < 1 or epochs < 1:
+        raise UserError(f"evaluation needs at least one network and one epoch, got {repeats} and {epochs}")
+    sample = examples.images(examples.labels.new_zeros(1))
+    shape = (sample.shape[1], sample.shape[2], sample.shape[3])
+    if len(examples) * sample.numel() * sample.element_size() <= HELD_BYTES:
+        examples = Held(examples.images().detach(), examples.labels)
+    accuracies = list(done[:repeats])
+    for repeat in range(len(accuracies), repeats):
+        generator = streams("evaluate", network, repeat)
+        trained = build(network, shape, classes, generator, **(network_options or {}))
+        fit(trained, examples, epochs=epochs, generator=generator, lr=lr, augment=augment)
+        accuracies.append(accuracy(trained, test))
+        if after:
+            after(accuracies)
+    return Score(network, epochs, tuple(augment.ops) if augment else (), tuple(accuracies))

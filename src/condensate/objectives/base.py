@@ -1,0 +1,43 @@
+"""The interface of every matching objective."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from condensate.synthetic import SyntheticDataset
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one episode asks of the network.
+
+    Args:
+        features: Images that go through it without gradient.
+        gradients: Images that go through it and back.
+    """
+
+    features: int
+    gradients: int
+
+
+class Objective(ABC):
+    """What of real and synthetic images is matched.
+
+    Concrete objectives hold their hyper-parameters; of an episode they depend on its number alone, so that a resumed
+    run equals an uninterrupted one.
+    """
+
+    @abstractmethod
+    def episode(self, synthetic: SyntheticDataset, number: int) -> Iterator[Tensor]:
+        """Before each yield, the gradient has been added to the .grad of what ``synthetic`` stores.
+
+        Yielded is the loss, detached, a scalar; the caller takes an optimiser step at each.
+        """
+
+    @classmethod
+    @abstractmethod
+    def planned(cls, classes: int, images: int, **options: Any) -> Work:
+        """What one episode asks of the network for a synthetic set of so many images, under the recipe's options."""

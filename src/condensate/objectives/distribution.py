@@ -1,0 +1,148 @@
+"""Distribution matching: DM, and LoDM over low-rank storage."""
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from condensate.augment import Augment, Transform, transform
+from condensate.compute import Compute
+from condensate.data import Split
+from condensate.errors import UserError
+from condensate.networks import Network
+from condensate.objectives.base import Objective, Work
+from condensate.streams import Streams
+from condensate.synthetic import SyntheticDataset
+
+
+class DistributionMatching(Objective):
+    """Match the mean embedding of every class under freshly drawn random networks.
+
+    Each episode draws a network and one augmentation T_c a class, and adds the gradient of
+
+        sum over classes c of || mean f(T_c(real_c)) - mean f(T_c(synthetic_c)) ||^2
+
+    where f are the network's features and real_c a batch of the class. Zhao & Bilen, "Dataset Condensation with
+    Distribution Matching", WACV 2023, equation 5.
+
+    Real features carry no gradient: they run chunk by chunk, in the precision and by the program of ``compute``. The
+    synthetic side runs by groups of whole classes, and a class larger than a chunk twice, first for its mean; both are
+    equal to one big graph. Networks with batch statistics take each side in one forward, as published.
+
+    Args:
+        real: Training images.
+        network: Re-initialised in place every episode; its parameters are frozen.
+        augment: Drawn once a class, applied to real and synthetic images alike (siamese).
+        streams: Source of the networks, batches and augmentations.
+        compute: Precision, compilation and chunk.
+        batch_real: Real images a class and episode, without replacement.
+    """
+
+    def __init__(
+        self,
+        real: Split,
+        network: Network,
+        augment: Augment,
+        streams: Streams,
+        compute: Compute | None = None,
+        *,
+        batch_real: int = 256,
+    ) -> None:
+        if batch_real < 1:
+            raise UserError(f"objective.batch_real must be at least 1, got {batch_real}")
+        compute = compute or Compute()
+        self.real, self.augment, self.streams, self.batch_real = real, augment, streams, batch_real
+        self.classes = len(real.counts())
+        self.size = (real.raw.shape[2], real.raw.shape[3])
+        self.chunk = None if network.batch_statistics else compute.chunk
+        self.network = network.requires_grad_(False).train()
+        self.low = network if compute.precision == torch.float32 else deepcopy(network).to(compute.precision)
+        self._features = compute.program(_augmented_features(self.network))
+        self._low_features = compute.program(_augmented_features(self.low))
+
+    @classmethod
+    def planned(cls, classes: int, images: int, **options: Any) -> Work:
+        """The real batches without gradient, the synthetic images with."""
+        return Work(features=classes * int(options["batch_real"]), gradients=images)
+
+    def episode(self, synthetic: SyntheticDataset, number: int) -> Iterator[Tensor]:
+        """One network, one augmentation a class, one update."""
+        if synthetic.labels.ndim != 1:
+            raise UserError("distribution matching needs one class an image; soft labels have no class means")
+        self.network.reset_(self.streams("network", number))
+        if self.low is not self.network:
+            self.low.load_state_dict(self.network.state_dict())
+        drawn = self.augment.draw(self.streams("augment", number), self.classes, self.size)
+        yield self._add_gradient(synthetic, drawn, self._real_means(drawn, number))
+
+    @torch.no_grad()
+    def _real_means(self, drawn: Transform, number: int) -> Tensor:
+        """Mean features of a batch of every class: (K, D)."""
+        batches = [
+            self.real.sample(label, self.batch_real, self.streams("real", number, label))
+            for label in range(self.classes)
+        ]
+        index, labels = torch.cat(batches), self.real.labels.new_tensor(range(self.classes))
+        labels = labels.repeat_interleave(self.batch_real)
+        size = self.chunk or len(index)
+        total: Tensor | float = 0.0
+        for part, which in zip(index.split(size), labels.split(size), strict=True):
+            features = self._low_features(self.real.images(part), *drawn.parameters(which)).float()
+            total = total + one_hot(which, self.classes).float().T @ features
+        assert isinstance(total, Tensor)
+        return total / self.batch_real
+
+    def _add_gradient(self, synthetic: SyntheticDataset, drawn: Transform, target: Tensor) -> Tensor:
+        """Add the gradient of the loss to what is stored; the loss."""
+        loss = target.new_zeros(())
+        for index in _groups(synthetic.labels, self.chunk):
+            weights = one_hot(synthetic.labels[index], self.classes).float()
+            count = weights.sum(0)
+            weights = weights / count.clamp(min=1)
+            size = self.chunk or len(index)
+            pieces = list(zip(index.split(size), weights.split(size), strict=True))
+            mean = None
+            if len(pieces) > 1:
+                with torch.no_grad():
+                    mean = sum(
+                        w.T @ self._seen(synthetic.images(piece), synthetic.labels[piece], drawn) for piece, w in pieces
+                    )
+            for piece, w in pieces:
+                images = synthetic.images(piece).detach().requires_grad_()
+                features = self._seen(images, synthetic.labels[piece], drawn)
+                difference = (w.T @ features.detach() if mean is None else mean) - target
+                (gradient,) = torch.autograd.grad(features, images, 2 * w @ difference)
+                synthetic.backward(piece, gradient)
+            loss += difference[count > 0].square().sum()
+        return loss
+
+    def _seen(self, images: Tensor, labels: Tensor, drawn: Transform) -> Tensor:
+        return self._features(images, *drawn.parameters(labels))
+
+
+def _augmented_features(network: Network) -> Callable[..., Tensor]:
+    """The program (images, augmentation parameters) -> features (n, D) of a network."""
+    dtype = next(network.parameters()).dtype
+
+    def features(images: Tensor, theta: Tensor, color: Tensor, box: Tensor) -> Tensor:
+        seen = transform(images, theta, color, box)
+        return network.features(seen.to(dtype, memory_format=torch.channels_last))
+
+    return features
+
+
+def _groups(labels: Tensor, chunk: int | None) -> list[Tensor]:
+    """Indices of images by groups of whole classes of at most ``chunk`` images, or of one larger class."""
+    order = labels.argsort(stable=True)
+    if chunk is None:
+        return [order]
+    groups: list[list[Tensor]] = [[]]
+    for of_class in order.split(labels.bincount().tolist()):
+        if groups[-1] and sum(map(len, groups[-1])) + len(of_class) > chunk:
+            groups.append([])
+        if len(of_class):
+            groups[-1].append(of_class)
+    return [torch.cat(group) for group in groups if group]

@@ -1,0 +1,184 @@
+"""What a run will take, before it is started."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from condensate import assemble
+from condensate.atomic import replacing
+from condensate.data import KNOWN, ImageData
+from condensate.data.cache import folder as cache_folder
+from condensate.objectives import OBJECTIVES
+from condensate.parameterizations import PARAMETERIZATIONS, Shape
+from condensate.recipe import Recipe
+from condensate.streams import Streams
+
+PATIENCE = 0.8  # seconds a measurement goes on for
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Storage, time and memory of a recipe's main row.
+
+    Args:
+        shape: Of one image.
+        classes: Number of classes.
+        images_per_class: What the budget holds.
+        numbers: Stored.
+        bytes: Of the stored tensors.
+        budget_bytes: What was allowed.
+        compiled: Whether the run compiles its programs.
+        precision: Of real features.
+        condense_seconds: Of all episodes, from this machine's measured rates; compilation apart.
+        evaluate_seconds: Of all networks.
+        memory_bytes: Of images and activations at the peak, beside what PyTorch itself takes.
+    """
+
+    shape: Shape
+    classes: int
+    images_per_class: int
+    numbers: int
+    bytes: int
+    budget_bytes: int
+    compiled: bool
+    precision: str
+    condense_seconds: float
+    evaluate_seconds: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Images a second through a network on this machine, eager.
+
+    Args:
+        features: Without gradient, in the precision of the recipe.
+        gradients: Forward and back to the pixels, float32.
+        training: Through a training step, float32.
+    """
+
+    features: float
+    gradients: float
+    training: float
+
+
+def plan(recipe: Recipe, device: torch.device) -> Plan:
+    """Estimate a run without an episode of it; machine rates are measured once, in seconds, and kept in the cache."""
+    shape, classes, held = _data(recipe)
+    each = assemble.images_per_class(recipe, classes, shape)
+    images = each * classes
+    storage = PARAMETERIZATIONS[recipe["parameterization"]["name"]]
+    cost = storage.cost(images, shape, **recipe.options("parameterization"))
+    settled = assemble.settle_compute(recipe, shape, classes, images, device)
+    work = OBJECTIVES[recipe["objective"]["name"]].planned(classes, images, **recipe.options("objective"))
+    batch = min(256, images)
+    rates = _rates(settled, shape, classes, batch, device)
+    options, evaluated = recipe.condense, recipe.evaluate
+    trained = len(evaluated.networks) * evaluated.repeats * evaluated.epochs * images
+    chunk = recipe["compute"]["chunk"]
+    activations = max(_activations(recipe, shape, classes) * max(min(chunk, images), batch), 0)
+    return Plan(
+        shape,
+        classes,
+        each,
+        cost.numbers,
+        cost.bits // 8,
+        recipe.budget.bits(classes, shape) // 8,
+        settled["compute"]["compile"] == "yes",
+        settled["compute"]["precision"],
+        options.episodes * (work.features / rates.features + work.gradients / rates.gradients),
+        trained / rates.training,
+        held + 3 * cost.bits // 8 + activations,
+    )
+
+
+def _data(recipe: Recipe) -> tuple[Shape, int, int]:
+    """Shape, number of classes and bytes held; what is not at hand is not fetched."""
+    name, path = recipe["data"]["name"], recipe["data"]["path"]
+    if path is None and name in KNOWN and KNOWN[name].hub is not None:
+        return KNOWN[name].shape, KNOWN[name].classes, 0
+    data: ImageData = assemble.image_data(recipe, torch.device("cpu"))
+    return data.shape, len(data.classes), data.train.raw.numel() + data.test.raw.numel()
+
+
+def _rates(recipe: Recipe, shape: Shape, classes: int, batch: int, device: torch.device) -> Rates:
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu x {torch.get_num_threads()}"
+    key = [recipe["network"], shape, classes, batch, recipe["compute"], where, str(torch.__version__)]
+    file = cache_folder() / f"rates-{sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
+    try:
+        return Rates(**json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError):
+        pass
+    rates = _measure(recipe, shape, classes, batch, device)
+    with replacing(file) as part:
+        part.write_text(json.dumps(rates.__dict__))
+    return rates
+
+
+def _measure(recipe: Recipe, shape: Shape, classes: int, batch: int, device: torch.device) -> Rates:
+    compute = assemble.compute(recipe.with_values(compute={"compile": "no"}), device)
+    net = assemble.network(recipe, shape, classes, Streams(0, device)("rates"))
+    low = assemble.network(recipe, shape, classes, Streams(0, device)("rates")).to(compute.precision)
+    images = torch.zeros(compute.chunk, *shape, device=device).contiguous(memory_format=torch.channels_last)
+    few = torch.zeros(batch, *shape, device=device)
+    labels = torch.zeros(batch, dtype=torch.int64, device=device)
+
+    def features() -> None:
+        with torch.no_grad():
+            low.features(images.to(compute.precision))
+
+    def gradients() -> None:
+        seen = images.clone().requires_grad_()
+        torch.autograd.grad(net.features(seen).sum(), seen)
+
+    optimizer = torch.optim.SGD(net.parameters(), 1e-6, fused=True)
+    augment = assemble.training_augment(recipe)
+    generator = Streams(0, device)("rates")
+
+    def training() -> None:
+        transform = augment.draw(generator, batch, (shape[1], shape[2]), shared_op=True)
+        cross_entropy(net(transform(few)), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return Rates(
+        compute.chunk / _seconds(features, device),
+        compute.chunk / _seconds(gradients, device),
+        batch / _seconds(training, device),
+    )
+
+
+def _seconds(work: Callable[[], None], device: torch.device) -> float:
+    """Median seconds of a piece of work."""
+    work()
+    taken: list[float] = []
+    began = time.perf_counter()
+    while len(taken) < 3 or (time.perf_counter() - began < PATIENCE and len(taken) < 50):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        taken.append(time.perf_counter() - start)
+    return sorted(taken)[len(taken) // 2]
+
+
+@torch.no_grad()
+def _activations(recipe: Recipe, shape: Shape, classes: int) -> int:
+    """Bytes of all layers' outputs for one image, twice: forward and the gradients on the way back."""
+    net = assemble.network(recipe, shape, classes, Streams(0)("count"))
+    counted: list[int] = []
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        counted.append(output[0].numel())
+
+    for module in net.modules():
+        if not list(module.children()) and not isinstance(module, nn.Identity):
+            module.register_forward_hook(count)
+    net(torch.zeros(2, *shape))
+    return 2 * 4 * sum(counted)

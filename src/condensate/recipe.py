@@ -1,0 +1,338 @@
+"""Recipes: complete, strict descriptions of a run, and what they build."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from condensate import data
+from condensate.augment import Augment
+from condensate.compute import ComputeOptions
+from condensate.errors import UserError, unknown
+from condensate.networks import NETWORKS
+from condensate.objectives import OBJECTIVES
+from condensate.parameterizations import PARAMETERIZATIONS, Shape, pixel_bits
+from condensate.starts import STARTS
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much may be stored; one of the two.
+
+    Args:
+        ipc: Images per class: the bits of that many float32 images of every class.
+        bytes: Of the whole set.
+    """
+
+    ipc: int | None = None
+    bytes: int | None = None
+
+    def bits(self, classes: int, shape: Shape) -> int:
+        """Bits of the whole set."""
+        if (self.ipc is None) == (self.bytes is None):
+            raise UserError(
+                "a budget is either ipc or bytes: set one of --budget.ipc and --budget.bytes, the other null"
+            )
+        amount = self.ipc if self.bytes is None else self.bytes
+        if amount is None or amount < 1:
+            raise UserError(f"a budget must be at least 1, got {amount}")
+        return amount * 8 if self.bytes is not None else classes * pixel_bits(amount, shape)
+
+
+@dataclass(frozen=True)
+class Condense:
+    """How the stored numbers are optimised.
+
+    Args:
+        episodes: Freshly drawn networks.
+        lr: Learning rate of the stored numbers.
+        momentum: Of SGD.
+        checkpoint: Episodes between checkpoints.
+    """
+
+    episodes: int = 20000
+    lr: float = 1.0
+    momentum: float = 0.5
+    checkpoint: int = 500
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot run."""
+        if self.episodes < 0 or self.checkpoint < 1 or self.lr <= 0:
+            raise UserError(
+                f"condense needs episodes >= 0, checkpoint >= 1 and lr > 0, "
+                f"got {self.episodes}, {self.checkpoint} and {self.lr}"
+            )
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """How networks are trained on the result and scored.
+
+    Args:
+        networks: Names of networks; "same" is the recipe's own.
+        repeats: Networks of each kind.
+        epochs: Passes over the synthetic set.
+        epochs_full: Passes over the full training set, for the row "full".
+        lr: Learning rate; null is 0.01.
+        ops: Augmentation operators while training; null for the recipe's own.
+        split: Which real images score: test, or validation, on which choices are made.
+    """
+
+    networks: list[str] = field(default_factory=lambda: ["same"])
+    repeats: int = 20
+    epochs: int = 1000
+    epochs_full: int = 100
+    lr: float | None = None
+    ops: list[str] | None = None
+    split: Literal["test", "validation"] = "test"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot run."""
+        if min(self.repeats, self.epochs, self.epochs_full) < 1 or not self.networks:
+            raise UserError("evaluate needs at least one network, repeat and epoch")
+
+
+# A section of a recipe is the keywords of one of these...
+SECTIONS: dict[str, Callable[..., Any]] = {
+    "data": data.load,
+    "budget": Budget,
+    "augment": Augment,
+    "compute": ComputeOptions,
+    "condense": Condense,
+    "evaluate": Evaluate,
+}
+# ...or a name and the keyword-only arguments of what it names.
+NAMED: dict[str, tuple[Mapping[str, Callable[..., Any]], str]] = {
+    "parameterization": (PARAMETERIZATIONS, "lowrank"),
+    "start": (STARTS, "noise"),
+    "network": (NETWORKS, "convnet"),
+    "objective": (OBJECTIVES, "dm"),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A complete description of a run.
+
+    Args:
+        name: Of the recipe; runs are filed under it.
+        values: All sections with all their keys, plain YAML.
+        about: Source, published and own numbers and cost, in words.
+    """
+
+    name: str
+    values: Values
+    about: Mapping[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, section: str) -> Any:
+        """One section's keys (a copy)."""
+        return deepcopy(self.values[section])
+
+    def options(self, section: str) -> Values:
+        """The keys of a named section without the name."""
+        return {key: value for key, value in self[section].items() if key != "name"}
+
+    @property
+    def budget(self) -> Budget:
+        """The budget."""
+        return Budget(**self["budget"])
+
+    @property
+    def condense(self) -> Condense:
+        """How the stored numbers are optimised."""
+        return Condense(**self["condense"])
+
+    @property
+    def evaluate(self) -> Evaluate:
+        """How the result is scored."""
+        return Evaluate(**self["evaluate"])
+
+    def with_values(self, **sections: Any) -> "Recipe":
+        """A copy with some keys changed; a dict is merged into its section, and a changed name drops the old keys."""
+        return replace(self, values=merge(self.values, sections))
+
+    def dump(self) -> str:
+        """The recipe as YAML, what it is in a comment at the top."""
+        comment = "".join(f"# {key.capitalize()}: {value}\n" for key, value in self.about.items())
+        return comment + yaml.safe_dump(self.values, sort_keys=False, default_flow_style=None, width=120)
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Values:
+    """``base`` with ``changes`` over it, section by section; where a section's name changes, its old keys go."""
+    merged = deepcopy(dict(base))
+    for key, value in changes.items():
+        old = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            renamed = "name" in value and value["name"] != old.get("name") and key in NAMED
+            merged[key] = dict(deepcopy(value)) if renamed else merge(old, value)
+        else:
+            merged[key] = deepcopy(value)
+    return merged
+
+
+@cache
+def _shipped() -> dict[str, tuple[Values, dict[str, str]]]:
+    """All recipes of the package: name -> (sections, about)."""
+    folder = files("condensate") / "recipes"
+    methods = yaml.safe_load((folder / "methods.yaml").read_text())
+    recipes: dict[str, tuple[Values, dict[str, str]]] = {}
+    for file in sorted(folder.iterdir(), key=lambda file: file.name):
+        if file.name == "methods.yaml" or not file.name.endswith(".yaml"):
+            continue
+        sheet = yaml.safe_load(file.read_text())
+        for pattern, cell in sheet["pairs"].items():
+            cell = dict(cell)
+            base, low, about = cell.pop("method"), cell.pop("lo"), cell.pop("about")
+            for method, extra in ((base, {}), (f"lo{base}", low)):
+                values: Values = {}
+                for layer in (sheet["common"], methods[method], cell, extra):
+                    values = merge(values, layer)
+                spoken = {key: text[method] if isinstance(text, dict) else text for key, text in about.items()}
+                recipes[pattern.format(method)] = (values, spoken)
+    return recipes
+
+
+def shipped() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return list(_shipped())
+
+
+def find(name_or_path: str) -> tuple[str, Values, dict[str, str]]:
+    """Name, sections as written and about of a shipped recipe or a YAML file.
+
+    Raises:
+        UserError: There is none, or the file is not YAML sections.
+    """
+    if name_or_path in _shipped():
+        values, about = _shipped()[name_or_path]
+        return name_or_path, deepcopy(values), dict(about)
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        raise unknown("recipe", name_or_path, _shipped(), "(or give the path of a YAML file; list: condensate recipes)")
+    if not path.is_file():
+        raise UserError(f"no recipe file {path}; shipped recipes are listed by: condensate recipes")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold sections such as data, objective and budget, got {type(values).__name__}")
+    return path.stem, values, {}
+
+
+def add_arguments(parser: ArgumentParser, values: Values) -> None:
+    """Teach a parser the keys of a recipe: those of the constructors that ``values`` names."""
+    for section, function in SECTIONS.items():
+        if inspect.isclass(function):
+            parser.add_class_arguments(function, section, sub_configs=False)
+        else:
+            parser.add_function_arguments(function, section)
+    for section, (registry, default) in NAMED.items():
+        name = (values.get(section) or {}).get("name", default)
+        if name not in registry:
+            raise unknown(section, str(name), registry)
+        parser.add_argument(f"--{section}.name", type=str, default=default, help=f"One of: {', '.join(registry)}.")
+        positional: set[str | int] = {
+            p.name for p in inspect.signature(registry[name]).parameters.values() if p.kind is not p.KEYWORD_ONLY
+        }
+        if inspect.isclass(registry[name]):
+            parser.add_class_arguments(registry[name], section, skip=positional)
+        else:
+            parser.add_function_arguments(registry[name], section, skip=positional)
+    parser.add_argument(
+        "--compare",
+        type=list[str],
+        default=[],
+        help="Rows to run for comparison: other recipes, random, random-uint8, herding, k-centre, full.",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="Seeds every draw of the run.")
+
+
+def resolve(name_or_path: str, changes: Values | None = None) -> Recipe:
+    """A complete recipe from a shipped name or a YAML file.
+
+    Args:
+        name_or_path: What to start from.
+        changes: Keys to change, nested by section.
+
+    Raises:
+        UserError: An unknown name or key, or a value of the wrong type.
+    """
+    name, values, about = find(name_or_path)
+    return complete(name, merge(values, changes or {}), about)
+
+
+def complete(name: str, values: Values, about: Mapping[str, str] | None = None) -> Recipe:
+    """Check sections strictly and fill in every default."""
+    parser = ArgumentParser(exit_on_error=False)
+    add_arguments(parser, values)
+    check_keys(values, known_keys(parser))
+    try:
+        parsed = parser.parse_object(values, defaults=True).as_dict()
+    except (ArgumentError, TypeError) as error:
+        raise UserError(one_line(error)) from error
+    order = ["data", "budget", "parameterization", "start", "network", "augment", "objective"]
+    order += ["compute", "condense", "evaluate", "compare", "seed"]
+    plain = {section: _plain(parsed[section]) for section in order}
+    for section in NAMED:
+        plain[section] = {"name": plain[section].pop("name"), **plain[section]}
+    recipe = Recipe(name, plain, about or {})
+    for section in ("budget", "condense", "evaluate"):
+        getattr(recipe, section)
+    Augment(**recipe["augment"])
+    return recipe
+
+
+def describe_keys(recipe: Recipe) -> str:
+    """Every key with its type, its value in the recipe and what it means, a line or two each."""
+    parser = ArgumentParser(exit_on_error=False)
+    add_arguments(parser, recipe.values)
+    lines = []
+    for action in parser._actions:
+        if action.dest in known_keys(parser) and action.dest != "help":
+            section, _, key = action.dest.partition(".")
+            value = recipe[section][key] if key else recipe[section]
+            meaning = " ".join(str(action.help or "").replace("%s", "").split())
+            lines.append(f"  --{action.dest} {yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}")
+            lines.append(f"      {meaning}")
+    return "\n".join(lines)
+
+
+def known_keys(parser: ArgumentParser) -> list[str]:
+    """The keys of a parser, as in ``section.key``."""
+    return [action.dest for action in parser._actions if action.dest not in SECTIONS and action.dest not in NAMED]
+
+
+def check_keys(values: Values, known: list[str]) -> None:
+    """Refuse keys that are not known, naming the nearest."""
+    sections = {key.split(".")[0] for key in known}
+    for section, content in values.items():
+        if section not in sections:
+            raise unknown("recipe section", str(section), sections)
+        if section in SECTIONS or section in NAMED:
+            if not isinstance(content, Mapping):
+                raise UserError(f"{section} must hold keys, as in {section}: {{key: value}}, got {content!r}")
+            for key in content:
+                if f"{section}.{key}" not in known:
+                    raise unknown("recipe key", f"{section}.{key}", [k for k in known if "." in k])
+
+
+def one_line(error: Exception) -> str:
+    """A parser's message on one line, in plain words."""
+    text = " ".join(str(error).split()).replace("Parser key ", "").replace("<class '", "").replace("'>", "")
+    return text.replace('"', "", 2)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,212 @@
+"""The synthetic data set: stored images, their labels, and what one must know to read them."""
+
+import inspect
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from condensate.atomic import replacing
+from condensate.errors import UserError
+from condensate.parameterizations import PARAMETERIZATIONS, Cost, Parameterization
+
+FORMAT = 1
+METADATA_LIMIT = 8192
+SMALLEST_STEP_SIZE = 1e-6
+
+
+class SyntheticDataset(nn.Module, Dataset[tuple[Tensor, Tensor]]):
+    """Synthetic images with labels, and how to read them; a ``torch.utils.data.Dataset`` of (image, label).
+
+    Args:
+        parameterization: How the images are stored.
+        labels: Of the images: classes (n,) int64, or soft (n, K).
+        classes: Names of the classes; numbered if absent.
+        mean: Per channel, of the normalisation the images are in (pixels scaled to 0..1); absent means none.
+        std: Likewise.
+        step_size: Learning rate learned with the images, if any.
+        about: Whatever else a reader wants to know (hints for training, recipe, seed, versions): plain JSON.
+    """
+
+    labels: Tensor
+
+    def __init__(
+        self,
+        parameterization: Parameterization,
+        labels: Tensor,
+        *,
+        classes: Sequence[str] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        step_size: float | None = None,
+        about: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if len(labels) != len(parameterization):
+            raise UserError(f"expected one label an image, got {len(labels)} labels for {len(parameterization)} images")
+        self.parameterization = parameterization
+        self.register_buffer("labels", labels)
+        count = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
+        self.classes = tuple(classes) if classes else tuple(str(label) for label in range(count))
+        if count > len(self.classes):
+            raise UserError(f"labels name {count} classes, but there are {len(self.classes)} class names")
+        channels = parameterization.shape[0]
+        self.mean = tuple(mean) if mean else (0.0,) * channels
+        self.std = tuple(std) if std else (1.0,) * channels
+        self.step_size = nn.Parameter(torch.tensor(float(step_size))) if step_size is not None else None
+        self.about = about or {}
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.parameterization)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Normalised image (C, H, W) and its label."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        return self.images(torch.tensor([index % len(self)])).detach()[0], self.labels[index]
+
+    def images(self, index: Tensor | None = None) -> Tensor:
+        """Normalised images at ``index``, all if None: (k,) -> (k, C, H, W), differentiable."""
+        if index is None:
+            index = torch.arange(len(self), device=self.labels.device)
+        return self.parameterization.decode(index)
+
+    def pictures(self, index: Tensor | None = None) -> Tensor:
+        """Images as one looks at them, normalisation undone and clipped to 0..1: (k,) -> (k, C, H, W)."""
+        images = self.images(index).detach()
+        mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return (images * std + mean).clamp(0, 1)
+
+    def backward(self, index: Tensor, image_grad: Tensor) -> None:
+        """Add a gradient with respect to the images at ``index``, (k, C, H, W), to the stored tensors' .grad."""
+        torch.autograd.backward(self.images(index), image_grad)
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Keep the constraints, in place: the step size stays at least 1e-6."""
+        if self.step_size is not None:
+            self.step_size.clamp_(min=SMALLEST_STEP_SIZE)
+
+    @property
+    def per_class(self) -> int | None:
+        """Images per class where all classes have equally many in class-major order, else None."""
+        each, rest = divmod(len(self), len(self.classes))
+        if rest or self.labels.ndim != 1 or not torch.equal(self.labels.cpu(), class_major(len(self.classes), each)):
+            return None
+        return each
+
+    def stored(self) -> dict[str, Tensor]:
+        """The tensors that go to disk; labels are among them unless their order says it all."""
+        tensors = self.parameterization.stored()
+        if self.per_class is None:
+            tensors["labels"] = self.labels
+        if self.step_size is not None:
+            tensors["step_size"] = self.step_size.detach()
+        return tensors
+
+    def cost(self) -> Cost:
+        """Numbers and bits of what is stored."""
+        tensors = self.stored().values()
+        return Cost(sum(t.numel() for t in tensors), sum(8 * t.numel() * t.element_size() for t in tensors))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the stored tensors and one JSON metadata key to a safetensors file, atomically.
+
+        The same contents give the same bytes.
+        """
+        names = {cls: name for name, cls in PARAMETERIZATIONS.items()}
+        kind = type(self.parameterization)
+        metadata = {
+            "format": FORMAT,
+            "parameterization": {"name": names[kind], **_options(self.parameterization)},
+            "shape": self.parameterization.shape,
+            "images": len(self),
+            "per_class": self.per_class,
+            "classes": self.classes,
+            "mean": self.mean,
+            "std": self.std,
+            "about": self.about,
+        }
+        text = _dump(metadata)
+        if len(text.encode()) > METADATA_LIMIT:  # of a thousand classes, say: numbers instead of names
+            text = _dump(metadata | {"classes": len(self.classes)})
+        if len(text.encode()) > METADATA_LIMIT:
+            raise UserError(
+                f"what is said about the set takes {len(text)} bytes; at most {METADATA_LIMIT} go in a file"
+            )
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.stored().items()}
+        with replacing(path) as part:
+            part.write_bytes(save(tensors, metadata={"condensate": text}))
+
+
+def load(path: str | os.PathLike[str]) -> SyntheticDataset:
+    """Read a synthetic data set from ``synthetic.safetensors``, or from the run folder that holds it.
+
+    Raises:
+        UserError: There is no such file, or it is damaged, or something else wrote it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "synthetic.safetensors"
+    if not path.is_file():
+        raise UserError(f"no synthetic data set at {path}; expected a synthetic.safetensors or the run folder of one")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("condensate")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} is damaged or not a safetensors file ({error}); make it anew or copy it again"
+        ) from error
+    if text is None:
+        raise UserError(f"{path} is a safetensors file, but not of condensate: it has no 'condensate' metadata")
+    try:
+        return _rebuild(json.loads(text), tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} is damaged or of an unknown kind: {error}") from error
+
+
+def class_major(classes: int, per_class: int) -> Tensor:
+    """Labels (classes * per_class,): all of class 0, then all of class 1, and so on."""
+    return torch.arange(classes).repeat_interleave(per_class)
+
+
+def _rebuild(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> SyntheticDataset:
+    if metadata["format"] > FORMAT:
+        raise UserError(f"it has format {metadata['format']}, this version reads up to {FORMAT}: update condensate")
+    options = dict(metadata["parameterization"])
+    parameterization = PARAMETERIZATIONS[options.pop("name")](metadata["images"], tuple(metadata["shape"]), **options)
+    classes = metadata["classes"]
+    classes = [str(label) for label in range(classes)] if isinstance(classes, int) else classes
+    labels = tensors.pop("labels", None)
+    if labels is None:
+        labels = class_major(len(classes), metadata["per_class"])
+    step_size = tensors.pop("step_size", None)
+    parameterization.restore_(tensors)
+    return SyntheticDataset(
+        parameterization,
+        labels,
+        classes=classes,
+        mean=metadata["mean"],
+        std=metadata["std"],
+        step_size=None if step_size is None else float(step_size),
+        about=metadata["about"],
+    )
+
+
+def _options(parameterization: Parameterization) -> dict[str, Any]:
+    """Keyword-only constructor arguments, which every parameterization keeps as attributes of the same names."""
+    parameters = inspect.signature(type(parameterization)).parameters.values()
+    return {p.name: getattr(parameterization, p.name) for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def _dump(metadata: dict[str, Any]) -> str:
+    return json.dumps(metadata, sort_keys=True, separators=(",", ":"))
