@@ -1,6 +1,45 @@
 """Dataset condensation: any matching objective over any storage of the synthetic images."""
 
-from condensate.errors import UserError
-
 __version__ = "0.1.0"
-__all__ = ["UserError", "__version__"]
+
+from condensate.augment import Augment
+from condensate.compute import Compute
+from condensate.data import ImageData, from_arrays
+from condensate.data import load as load_data
+from condensate.errors import UserError
+from condensate.evaluation import Score, evaluate
+from condensate.loop import condense
+from condensate.networks import ConvNet, Network
+from condensate.networks import build as build_network
+from condensate.objectives import DistributionMatching, Objective
+from condensate.parameterizations import LowRank, Parameterization, Pixels, Uint8, capacity
+from condensate.streams import Streams
+from condensate.synthetic import SyntheticDataset, class_major, load
+from condensate.training import fit
+
+__all__ = [
+    "Augment",
+    "Compute",
+    "ConvNet",
+    "DistributionMatching",
+    "ImageData",
+    "LowRank",
+    "Network",
+    "Objective",
+    "Parameterization",
+    "Pixels",
+    "Score",
+    "Streams",
+    "SyntheticDataset",
+    "Uint8",
+    "UserError",
+    "build_network",
+    "capacity",
+    "class_major",
+    "condense",
+    "evaluate",
+    "fit",
+    "from_arrays",
+    "load",
+    "load_data",
+]

@@ -116,7 +116,7 @@ def settle_compute(recipe: Recipe, shape: Shape, classes: int, images: int, devi
     passes = work.features + 3 * work.gradients
     resolved = settled.resolve(device, counter.get_total_flops() / 2 * passes * recipe.condense.episodes)
     name = {torch.float32: "float32", torch.bfloat16: "bfloat16"}[resolved.precision]
-    return recipe.with_values(compute={"compile": "yes" if resolved.compiled else "no", "precision": name})
+    return recipe.with_values(compute={"compile": "always" if resolved.compiled else "never", "precision": name})
 
 
 def compute(recipe: Recipe, device: torch.device) -> Compute:

@@ -148,7 +148,7 @@ def build(name: str, shape: Shape, classes: int, generator: torch.Generator, **o
         **options: The network's own, as for its constructor.
     """
     network = _choose(NETWORKS, name, "network")(shape, classes, **options)
-    network.to(generator.device, memory_format=torch.channels_last)
+    network.to(generator.device)
     network.reset_(generator)
     return network
 

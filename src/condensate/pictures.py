@@ -4,39 +4,54 @@ import os
 
 import torch
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 from condensate.atomic import replacing
 from condensate.synthetic import SyntheticDataset
 
 SMALLEST_SIDE = 48
 MOST_ROWS, MOST_COLUMNS = 20, 10
+GAP, HEAD = 4, 18
 
 
 def save_grid(synthetic: SyntheticDataset, path: str | os.PathLike[str]) -> None:
     """Write a PNG with a row of up to ten images for each of up to twenty classes, named on the left.
 
-    Colours are those of the original data: normalisation is undone and what leaves 0..1 is clipped. Small images are
-    enlarged without smoothing.
+    Twice: on the left in the colours of the original data, normalisation undone and what leaves 0..1 clipped; on the
+    right each image stretched from its own smallest to its largest value, since synthetic images often leave the
+    range. Small images are enlarged without smoothing.
     """
     labels = synthetic.labels.argmax(1) if synthetic.labels.ndim == 2 else synthetic.labels
     shown = [label for label in range(len(synthetic.classes)) if bool((labels == label).any())][:MOST_ROWS]
     rows = [(labels == label).nonzero().flatten()[:MOST_COLUMNS] for label in shown]
-    channels, height, width = synthetic.parameterization.shape
+    names = [synthetic.classes[label] for label in shown]
+    _, height, width = synthetic.parameterization.shape
     scale = max(1, -(-SMALLEST_SIDE // min(height, width)))
-    cell_height, cell_width, gap = height * scale, width * scale, 4
-    margin = 12 + max(round(ImageDraw.Draw(Image.new("L", (1, 1))).textlength(synthetic.classes[c])) for c in shown)
-    columns = max(map(len, rows))
-    size = (margin + columns * (cell_width + gap), gap + len(rows) * (cell_height + gap))
-    canvas = Image.new("RGB", size, "white")
+    cell = (width * scale, height * scale)
+    margin = 12 + max(round(ImageDraw.Draw(Image.new("L", (1, 1))).textlength(name)) for name in names)
+    panel = max(max(map(len, rows)) * (cell[0] + GAP), 150) + 3 * GAP
+    canvas = Image.new("RGB", (margin + 2 * panel, HEAD + GAP + len(rows) * (cell[1] + GAP)), "white")
     write = ImageDraw.Draw(canvas)
-    for number, (label, index) in enumerate(zip(shown, rows, strict=True)):
-        top = gap + number * (cell_height + gap)
-        write.text((6, top + cell_height // 2 - 6), synthetic.classes[label], fill="black")
-        bytes_ = (synthetic.pictures(index) * 255).round().to(torch.uint8).cpu()
-        for column, picture in enumerate(bytes_.expand(-1, 3, -1, -1) if channels == 1 else bytes_[:, :3]):
-            image = Image.fromarray(picture.permute(1, 2, 0).numpy()).resize(
-                (cell_width, cell_height), Image.Resampling.NEAREST
-            )
-            canvas.paste(image, (margin + column * (cell_width + gap), top))
+    for side, title in enumerate(("true colours, clipped", "each stretched to its range")):
+        write.text((margin + side * panel, 4), title, fill="black")
+    for row, (name, index) in enumerate(zip(names, rows, strict=True)):
+        top = HEAD + GAP + row * (cell[1] + GAP)
+        write.text((6, top + cell[1] // 2 - 6), name, fill="black")
+        images = synthetic.images(index).detach().cpu()
+        for side, pictures in enumerate((synthetic.pictures(index).cpu(), _stretched(images))):
+            for column, picture in enumerate(_rgb(pictures)):
+                image = Image.fromarray(picture.numpy()).resize(cell, Image.Resampling.NEAREST)
+                canvas.paste(image, (margin + side * panel + column * (cell[0] + GAP), top))
     with replacing(path) as part:
         canvas.save(part, format="PNG")
+
+
+def _stretched(images: Tensor) -> Tensor:
+    low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
+    return (images - low) / (high - low).clamp(min=1e-12)
+
+
+def _rgb(pictures: Tensor) -> Tensor:
+    """Pictures (k, C, H, W) of 0..1 as bytes (k, H, W, 3): the first three channels, or the first one thrice."""
+    channels = pictures[:, :3] if pictures.shape[1] >= 3 else pictures[:, :1].expand(-1, 3, -1, -1)
+    return (channels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()

@@ -90,7 +90,7 @@ def plan(recipe: Recipe, device: torch.device) -> Plan:
         cost.numbers,
         cost.bits // 8,
         recipe.budget.bits(classes, shape) // 8,
-        settled["compute"]["compile"] == "yes",
+        settled["compute"]["compile"] == "always",
         settled["compute"]["precision"],
         options.episodes * (work.features / rates.features + work.gradients / rates.gradients),
         trained / rates.training,
@@ -122,7 +122,7 @@ def _rates(recipe: Recipe, shape: Shape, classes: int, batch: int, device: torch
 
 
 def _measure(recipe: Recipe, shape: Shape, classes: int, batch: int, device: torch.device) -> Rates:
-    compute = assemble.compute(recipe.with_values(compute={"compile": "no"}), device)
+    compute = assemble.compute(recipe.with_values(compute={"compile": "never"}), device)
     net = assemble.network(recipe, shape, classes, Streams(0, device)("rates"))
     low = assemble.network(recipe, shape, classes, Streams(0, device)("rates")).to(compute.precision)
     images = torch.zeros(compute.chunk, *shape, device=device).contiguous(memory_format=torch.channels_last)

@@ -80,7 +80,7 @@ def smoked(recipe: Recipe) -> Recipe:
     return recipe.with_values(
         network=network,
         objective={"batch_real": 4},
-        compute={"compile": "no", "precision": "float32"},
+        compute={"compile": "never", "precision": "float32"},
         condense={"episodes": 1},
         evaluate={"repeats": 1, "epochs": 1, "epochs_full": 1, "split": "test"},
         compare=[row for row in recipe["compare"] if row in assemble.BASELINES or row == FULL],

@@ -59,9 +59,10 @@ class DistributionMatching(Objective):
         self.size = (real.raw.shape[2], real.raw.shape[3])
         self.chunk = None if network.batch_statistics else compute.chunk
         self.network = network.requires_grad_(False).train()
-        self.low = network if compute.precision == torch.float32 else deepcopy(network).to(compute.precision)
-        self._features = compute.program(_augmented_features(self.network))
-        self._low_features = compute.program(_augmented_features(self.low))
+        self.network.to(memory_format=compute.memory_format)  # type: ignore[call-overload]
+        self.low = network if compute.precision == torch.float32 else deepcopy(self.network).to(compute.precision)
+        self._features = compute.program(_augmented_features(self.network, compute))
+        self._low_features = compute.program(_augmented_features(self.low, compute))
 
     @classmethod
     def planned(cls, classes: int, images: int, **options: Any) -> Work:
@@ -123,13 +124,13 @@ class DistributionMatching(Objective):
         return self._features(images, *drawn.parameters(labels))
 
 
-def _augmented_features(network: Network) -> Callable[..., Tensor]:
+def _augmented_features(network: Network, compute: Compute) -> Callable[..., Tensor]:
     """The program (images, augmentation parameters) -> features (n, D) of a network."""
     dtype = next(network.parameters()).dtype
 
     def features(images: Tensor, theta: Tensor, color: Tensor, box: Tensor) -> Tensor:
         seen = transform(images, theta, color, box)
-        return network.features(seen.to(dtype, memory_format=torch.channels_last))
+        return network.features(seen.to(dtype, memory_format=compute.memory_format))
 
     return features
 

@@ -1,0 +1,206 @@
+"""DM against a slow restatement of its equation, and what its chunks and precisions must not change."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from condensate import (
+    Augment,
+    Compute,
+    DistributionMatching,
+    LowRank,
+    Pixels,
+    Streams,
+    SyntheticDataset,
+    UserError,
+    build_network,
+    class_major,
+    condense,
+    from_arrays,
+)
+from condensate.parameterizations import Parameterization
+
+CLASSES, SHAPE, BATCH = 4, (3, 8, 12), 9
+
+
+@pytest.fixture(scope="module")
+def real():
+    images = torch.randint(0, 256, (CLASSES * 20, *SHAPE), dtype=torch.uint8, generator=Streams(5)("images"))
+    labels = torch.arange(CLASSES).repeat(20)
+    return from_arrays(images, labels, images, labels).train
+
+
+def synthetic(kind: str = "lowrank", each: int = 3, order: Tensor | None = None) -> SyntheticDataset:
+    n = CLASSES * each
+    stored: Parameterization = Pixels(n, SHAPE) if kind == "pixels" else LowRank(n, SHAPE, rank=2)
+    stored.reset_(Streams(1)("start"))
+    labels = class_major(CLASSES, each)
+    return SyntheticDataset(stored, labels if order is None else labels[order])
+
+
+def matching(real, compute=None, augment=None, batch_real=BATCH, **options) -> DistributionMatching:
+    options = {"norm": "instance"} | options
+    network = build_network("convnet", SHAPE, CLASSES, Streams(2)("net"), width=8, depth=2, **options)
+    return DistributionMatching(real, network, augment or Augment(), Streams(3), compute, batch_real=batch_real)
+
+
+def gradients(objective: DistributionMatching, of: SyntheticDataset, number: int = 0) -> tuple[float, list[Tensor]]:
+    of.zero_grad()
+    (loss,) = list(objective.episode(of, number))
+    return float(loss), [p.grad.clone() for p in of.parameters()]
+
+
+def restated(objective: DistributionMatching, of: SyntheticDataset, number: int) -> Tensor:
+    """The published loss as one graph: class by class, no chunk, the same draws."""
+    objective.network.reset_(objective.streams("network", number))
+    drawn = objective.augment.draw(objective.streams("augment", number), CLASSES, objective.size)
+    total = torch.zeros(())
+    for label in range(CLASSES):
+        index = objective.real.sample(label, BATCH, objective.streams("real", number, label))
+        batch = objective.real.images(index)
+        mine = (of.labels == label).nonzero().flatten()
+        images = of.images(mine)
+        theirs = objective.network.features(drawn(batch, torch.full((len(batch),), label)))
+        ours = objective.network.features(drawn(images, torch.full((len(images),), label)))
+        for feature in range(theirs.shape[1]):
+            total = total + (theirs[:, feature].sum() / BATCH - ours[:, feature].sum() / len(mine)) ** 2
+    return total
+
+
+@pytest.mark.parametrize("kind", ["pixels", "lowrank"])
+@pytest.mark.parametrize("chunk", [1, 2, 5, 7, 1000])
+def test_episode__any_chunk__equals_the_equation_as_one_graph(real, kind, chunk):
+    objective, of = matching(real, Compute(chunk=chunk)), synthetic(kind)
+    for number in (0, 3):
+        loss, found = gradients(objective, of, number)
+        of.zero_grad()
+        expected = restated(objective, of, number)
+        expected.backward()
+        assert loss == pytest.approx(expected.item(), rel=1e-4)
+        for gradient, parameter in zip(found, of.parameters(), strict=True):
+            torch.testing.assert_close(gradient, parameter.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_episode__batch_statistics__one_forward_of_all_classes_a_side(real):
+    objective, of = matching(real, Compute(chunk=2), norm="batch"), synthetic()
+    loss, found = gradients(objective, of)
+    of.zero_grad()
+    drawn = objective.augment.draw(objective.streams("augment", 0), CLASSES, objective.size)
+    objective.network.reset_(objective.streams("network", 0))
+    index = [real.sample(label, BATCH, objective.streams("real", 0, label)) for label in range(CLASSES)]
+    theirs = objective.network.features(drawn(real.images(torch.cat(index)), class_major(CLASSES, BATCH)))
+    ours = objective.network.features(drawn(of.images(), of.labels))
+    means = [theirs[of_class].mean(0) for of_class in torch.arange(CLASSES * BATCH).split(BATCH)]
+    mine = [ours[of.labels == label].mean(0) for label in range(CLASSES)]
+    expected = sum((a - b).square().sum() for a, b in zip(means, mine, strict=True))
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-4)
+    for gradient, parameter in zip(found, of.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_episode__labels_in_any_order__same_gradient_for_the_same_images(real):
+    objective, straight = matching(real), synthetic("pixels")
+    order = torch.randperm(len(straight), generator=Streams(9)("order"))
+    shuffled = synthetic("pixels", order=order)
+    shuffled.parameterization.encode_(straight.images().detach()[order])
+    loss, (ordered,) = gradients(objective, straight)
+    other, (mixed,) = gradients(objective, shuffled)
+    assert loss == pytest.approx(other, rel=1e-4)
+    torch.testing.assert_close(mixed, ordered[order], rtol=1e-4, atol=1e-6)
+
+
+def test_episode__gradient_to_factors__agrees_with_finite_differences(real):
+    objective, of = matching(real, activation="sigmoid"), synthetic()
+    _, found = gradients(objective, of)
+    generator = Streams(4)("direction")
+    for parameter, gradient in zip(of.parameters(), found, strict=True):
+        direction = torch.randn(parameter.shape, generator=generator)
+        slope = float((gradient * direction).sum())
+        losses = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter.add_(direction, alpha=sign * 1e-3)
+            losses.append(gradients(objective, of)[0])
+            with torch.no_grad():
+                parameter.add_(direction, alpha=-sign * 1e-3)
+        assert (losses[0] - losses[1]) / 2e-3 == pytest.approx(slope, rel=0.03)
+
+
+def test_episode__bfloat16_real_features__close_to_float32_and_float32_gradient(real):
+    of = synthetic()
+    exact, reference = gradients(matching(real), of)
+    rounded, found = gradients(matching(real, Compute(precision=torch.bfloat16)), of)
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.02)
+    for a, b in zip(found, reference, strict=True):
+        assert a.dtype == torch.float32
+        assert float(torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0)) > 0.999
+
+
+def test_episode__no_operators__images_as_they_are(real):
+    objective, of = matching(real, augment=Augment([])), synthetic()
+    loss, _ = gradients(objective, of)
+    network = objective.network
+    network.reset_(objective.streams("network", 0))
+    expected = 0.0
+    for label in range(CLASSES):
+        batch = real.images(real.sample(label, BATCH, objective.streams("real", 0, label)))
+        mine = of.images((of.labels == label).nonzero().flatten())
+        difference = network.features(batch).mean(0) - network.features(mine).mean(0)
+        expected += difference.square().sum().item()
+    assert loss == pytest.approx(expected, rel=1e-4)
+
+
+def test_episode__depends_on_its_number_alone(real):
+    objective, of = matching(real), synthetic()
+    first = gradients(objective, of, 7)
+    gradients(objective, of, 2)
+    again = gradients(objective, of, 7)
+    assert first[0] == again[0]
+    assert all(torch.equal(a, b) for a, b in zip(first[1], again[1], strict=True))
+    assert gradients(objective, of, 8)[0] != first[0]
+
+
+def test_episode__network_parameters_get_no_gradient(real):
+    objective, of = matching(real), synthetic()
+    gradients(objective, of)
+    assert all(p.grad is None and not p.requires_grad for p in objective.network.parameters())
+
+
+def test_episode__gradient_mode_of_the_caller_is_untouched(real):
+    for _ in matching(real).episode(synthetic(), 0):
+        assert torch.is_grad_enabled()
+    assert torch.is_grad_enabled()
+
+
+def test_condense__loss_falls(real):
+    of, losses = synthetic(), []
+    objective = matching(real, augment=Augment([]), batch_real=20)  # whole classes, so that it can fall to nothing
+    condense(of, objective, episodes=60, lr=1.0, after=lambda progress: losses.extend(progress.losses))
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+    assert all(math.isfinite(loss) for loss in losses)
+
+
+def test_episode__soft_labels__refused(real):
+    of = SyntheticDataset(Pixels(4, SHAPE), torch.eye(4))
+    with pytest.raises(UserError, match="one class an image"):
+        list(matching(real).episode(of, 0))
+
+
+def test_init__empty_batch__refused(real):
+    network = build_network("convnet", SHAPE, CLASSES, Streams(2)("net"), width=8, depth=2)
+    with pytest.raises(UserError, match=r"batch_real must be at least 1, got 0"):
+        DistributionMatching(real, network, Augment(), Streams(3), batch_real=0)
+
+
+def test_activation_memory__does_not_grow_with_batch_classes_or_images(real):
+    """The largest batch a network sees is a chunk, whatever is asked for."""
+    seen = []
+    objective = matching(real, Compute(chunk=5))
+    original = objective.network.blocks.forward
+    objective.network.blocks.forward = lambda images: (seen.append(len(images)), original(images))[1]
+    list(objective.episode(synthetic(each=11), 0))
+    assert max(seen) == 5

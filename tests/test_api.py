@@ -1,0 +1,38 @@
+"""The names that users import, and what importing does."""
+
+import os
+import subprocess
+import sys
+
+import condensate
+
+
+def test_names__all_are_there_and_no_more_is_promised():
+    public = [name for name in vars(condensate) if not name.startswith("_")]
+    assert sorted(condensate.__all__) == condensate.__all__
+    assert all(hasattr(condensate, name) for name in condensate.__all__)
+    modules = {name for name in public if type(vars(condensate)[name]).__name__ == "module"}
+    assert set(public) - modules == set(condensate.__all__)
+
+
+def test_names__every_public_object_says_what_it_is():
+    assert all((getattr(condensate, name).__doc__ or "").strip() for name in condensate.__all__)
+
+
+def test_import__changes_no_environment_seed_threads_or_flags():
+    program = """
+import os, random, torch, numpy
+def state():
+    return (dict(os.environ), random.getstate(), str(numpy.random.get_state()), torch.get_rng_state().tolist(),
+            torch.get_num_threads(), torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled(),
+            torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision())
+before = state()
+import condensate
+assert state() == before
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, env=dict(os.environ))
+
+
+def test_import__loads_no_data_library():
+    program = "import sys, condensate.cli; assert not {'datasets', 'pyarrow', 'sklearn'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,73 @@
+"""The loop knows neither objective nor storage; these are toys."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from condensate import Pixels, SyntheticDataset, Uint8, UserError, class_major, condense
+
+
+class Toy:
+    """Pulls every image to one; two updates an episode."""
+
+    def __init__(self, bad: int = -1) -> None:
+        self.bad, self.seen = bad, []
+
+    def episode(self, synthetic, number):
+        for _ in range(2):
+            self.seen.append(number)
+            index = torch.arange(len(synthetic))
+            images = synthetic.images(index).detach()
+            synthetic.backward(index, 2 * (images - 1))
+            loss = (images - 1).square().mean()
+            yield loss * float("nan") if number == self.bad else loss
+
+
+def toy_set(step_size: float | None = None) -> SyntheticDataset:
+    return SyntheticDataset(Pixels(4, (1, 2, 2)), class_major(2, 2), step_size=step_size)
+
+
+def by_hand(updates: int, lr: float, momentum: float) -> Tensor:
+    x, velocity = torch.zeros(4, 1, 2, 2), torch.zeros(4, 1, 2, 2)
+    for _ in range(updates):
+        velocity = momentum * velocity + 2 * (x - 1)
+        x = x - lr * velocity
+    return x
+
+
+def test_condense__is_sgd_with_momentum():
+    synthetic, toy = toy_set(), Toy()
+    condense(synthetic, toy, episodes=5, lr=0.03, momentum=0.5)
+    assert toy.seen == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    torch.testing.assert_close(synthetic.images().detach(), by_hand(10, 0.03, 0.5))
+
+
+def test_condense__stopped_and_gone_on__equals_uninterrupted():
+    whole, parts, states = toy_set(), toy_set(), []
+    condense(whole, Toy(), episodes=6, lr=0.03)
+    condense(parts, Toy(), episodes=3, lr=0.03, after=lambda progress: states.append(progress.velocity()))
+    condense(parts, Toy(), episodes=6, lr=0.03, start=3, velocity=states[-1])
+    assert torch.equal(whole.images(), parts.images())
+
+
+def test_condense__reports_each_episode_once_with_its_mean_loss():
+    reports = []
+    condense(toy_set(), Toy(), episodes=3, lr=0.1, momentum=0.0, after=lambda p: reports.append((p.episode, p.losses)))
+    assert [number for number, _ in reports] == [0, 1, 2]
+    assert reports[0][1] == pytest.approx(((1 + 0.8**2) / 2,))
+
+
+def test_condense__loss_not_finite__names_episode_and_learning_rate():
+    with pytest.raises(UserError, match=r"loss is nan in episode 2 at learning rate 0.25; .*--condense.lr 0.025"):
+        condense(toy_set(), Toy(bad=2), episodes=9, lr=0.25)
+
+
+def test_condense__nothing_to_optimise__refused():
+    with pytest.raises(UserError, match="Uint8 holds real images"):
+        condense(SyntheticDataset(Uint8(2, (1, 2, 2)), class_major(2, 1)), Toy(), episodes=1, lr=1.0)
+
+
+def test_condense__keeps_constraints():
+    synthetic = toy_set(step_size=-3.0)
+    condense(synthetic, Toy(), episodes=1, lr=0.1)
+    assert synthetic.step_size.item() == pytest.approx(1e-6)
