@@ -83,7 +83,7 @@ def smoked(recipe: Recipe) -> Recipe:
         compute={"compile": "never", "precision": "float32"},
         condense={"episodes": 1},
         evaluate={"repeats": 1, "epochs": 1, "epochs_full": 1, "split": "test"},
-        compare=[row for row in recipe["compare"] if row in assemble.BASELINES or row == FULL],
+        compare=[],
     )
 
 
@@ -278,17 +278,19 @@ class _Row:
 
     def evaluate(self, examples: Examples) -> list[Score]:
         """Scores of all the recipe's networks, those already scored from the file of the last session."""
-        done: dict[str, list[float]] = json.loads(self.scored.read_text()) if self.scored.is_file() else {}
-
-        def keep(network: str, accuracies: Sequence[float]) -> None:
-            done[network] = list(accuracies)
-            _write_json(self.scored, done)
-
         title, full = f"{self.name}: evaluate", self.name == FULL
-        display = self.session.display
+        display, done = self.session.display, self.kept()
         return score(
-            self.recipe, examples, self.data, self.streams, display, title=title, full=full, done=done, keep=keep
+            self.recipe, examples, self.data, self.streams, display, title=title, full=full, done=done, keep=self.keep
         )
+
+    def kept(self) -> dict[str, list[float]]:
+        """Accuracies of networks scored so far, by network."""
+        return dict(json.loads(self.scored.read_text())) if self.scored.is_file() else {}
+
+    def keep(self, network: str, accuracies: Sequence[float]) -> None:
+        """Write down the accuracies of a network so far."""
+        _write_json(self.scored, self.kept() | {network: list(accuracies)})
 
     def result(self, scores: Sequence[Score], stored: Values, artefact: Path, seconds: float) -> Values:
         """What goes to ``result.json``."""

@@ -1,0 +1,250 @@
+"""The command line: what users see, and what they see when they err."""
+
+import io
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from condensate import LowRank, Streams, SyntheticDataset, class_major, cli
+from condensate.cli import main
+
+QUICK = [
+    "--network.width", "8", "--network.depth", "1", "--objective.batch_real", "8", "--condense.episodes", "2",
+    "--evaluate.repeats", "2", "--evaluate.epochs", "1", "--compare", "[random]",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def fails(capsys, *arguments: str) -> str:
+    """The one line a mistake gets; status 2 and nothing written."""
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.strip().splitlines()
+    assert line.startswith("condensate: ")
+    return line
+
+
+def png(path, size=(8, 8), mode="RGB", value=100):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, value if mode == "L" else (value, value // 2, 7)).save(path)
+
+
+def folder_of_images(root, classes=("ant", "bee"), each=4):
+    for number, name in enumerate(classes):
+        for split in ("train", "test"):
+            for image in range(each):
+                png(root / split / name / f"{image}.png", value=40 * number + 3 * image)
+    return root
+
+
+def test_overview__names_every_command(capsys):
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in ("recipes", "show", "plan", "run", "evaluate"))
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == cli.__version__
+
+
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
+def test_help__lists_options_and_recipe_keys(command, capsys):
+    assert main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    if command == "run":
+        for option in ("--seeds", "--device", "--threads", "--out", "--resume", "--smoke"):
+            assert option in text
+    if cli.COMMANDS[command].keys:
+        for key in ("--data.path", "--budget.ipc", "--parameterization.rank", "--condense.lr", "--seed", "--compare"):
+            assert key in text
+
+
+def test_recipes__lists_and_narrows(capsys):
+    assert main(["recipes", "cifar10-"]) == 0
+    text = capsys.readouterr().out
+    assert "cifar10-lodm-ipc50" in text
+    assert "mnist" not in text
+
+
+def test_show__prints_yaml_that_can_be_run(capsys, tmp_path):
+    assert main(["show", "digits-lodm", "--condense.lr", "5e-1", "--augment.ops", "crop,scale"]) == 0
+    text = capsys.readouterr().out
+    assert "lr: 0.5" in text
+    assert "ops: [crop, scale]" in text
+    (tmp_path / "mine.yaml").write_text(text)
+    assert main(["run", "mine.yaml", "--smoke"]) == 0
+    assert (tmp_path / "runs" / "mine" / "001" / "result.json").exists()
+
+
+def test_plan__says_images_numbers_bytes_time_and_memory(capsys):
+    assert main(["plan", "digits-lodm"]) == 0
+    text = capsys.readouterr().out
+    for row in ("images per class", "640", "2,560 of 2,560", "episodes", "evaluation", "memory"):
+        assert row in text
+    assert main(["plan", "cifar10-lodm-ipc1", "--network.width", "16"]) == 0  # no data at hand
+    assert "122,880 of 122,880" in capsys.readouterr().out
+
+
+def test_run__ends_with_table_picture_and_folder(capsys, tmp_path):
+    assert main(["run", "digits-lodm", *QUICK]) == 0
+    captured = capsys.readouterr()
+    assert "run folder: runs/digits-lodm/001" in captured.err
+    for word in ("digits-lodm", "random", "accuracy", "numbers", "bytes", "images.png"):
+        assert word in captured.out
+    with Image.open(tmp_path / "runs/digits-lodm/001/images.png") as picture:
+        assert picture.size[1] > 10 * 48
+
+
+def test_run__seeds__a_folder_each_and_spread_over_seeds(capsys, tmp_path):
+    assert main(["run", "digits-lodm", *QUICK, "--seeds", "2", "--seed", "5", "--out", "here"]) == 0
+    assert "over seeds" in capsys.readouterr().out
+    artefacts = [(tmp_path / "here" / f"seed{k}" / "synthetic.safetensors").read_bytes() for k in (5, 6)]
+    assert artefacts[0] != artefacts[1]
+    assert main(["run", "--resume", "here"]) == 0
+
+
+def test_evaluate__saved_set_alone(capsys, tmp_path):
+    assert main(["run", "digits-lodm", *QUICK, "--out", "here"]) == 0
+    capsys.readouterr()
+    assert (
+        main(["evaluate", "here", "--evaluate.repeats", "3", "--evaluate.networks", "same,convnet", "--out", "s.json"])
+        == 0
+    )
+    assert "convnet" in capsys.readouterr().out
+    scores = json.loads((tmp_path / "s.json").read_text())["evaluation"]
+    assert len(scores[0]["accuracies"]) == 3
+    first = json.loads((tmp_path / "here" / "result.json").read_text())["evaluation"][0]["accuracies"]
+    assert scores[0]["accuracies"][:2] == first
+
+
+@pytest.mark.filterwarnings("default")
+def test_own_folder__condensed_in_one_call(capsys, tmp_path):
+    folder_of_images(tmp_path / "photos")
+    changes = ["--network.width", "8", "--condense.episodes", "1", "--evaluate.epochs", "1", "--evaluate.repeats", "1"]
+    assert (
+        main(["run", "folder-lodm-ipc1", "--data.path", "photos", *changes, "--network.depth", "2", "--compare", "[]"])
+        == 0
+    )
+    assert "sampled with replacement" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rum"], "unknown command 'rum'; did you mean 'run'"),
+        (["run"], "run needs a RECIPE"),
+        (["run", "digits-lodn"], "unknown recipe 'digits-lodn'; did you mean 'digits-lodm'"),
+        (["run", "digits-lodm", "--condense.epsodes", "3"], "did you mean 'condense.episodes'"),
+        (["run", "digits-lodm", "--condense.episodes"], "--condense.episodes needs a value"),
+        (["run", "digits-lodm", "--condense.episodes", "many"], "condense.episodes"),
+        (["run", "digits-lodm", "--smok"], "--smok"),
+        (["run", "digits-lodm", "--seeds", "0"], "at least 1"),
+        (["run", "digits-lodm", "--device", "gpu"], "unknown device 'gpu'"),
+        (["run", "digits-lodm", "--device", "cuda:99"], "no device cuda:99"),
+        (["run", "digits-lodm", "--data.name", "digitz"], "unknown data set 'digitz'; did you mean 'digits'"),
+        (["run", "digits-lodm", "--parameterization.rank", "0"], "rank must be in [1, 8]"),
+        (["run", "digits-lodm", "--parameterization.rank", "4"], "the largest rank that helps is 3"),
+        (["run", "digits-lodm", "--budget.ipc", "null", "--budget.bytes", "100"], "--budget.bytes 1280"),
+        (["run", "digits-lodm", "--budget.bytes", "100"], "either ipc or bytes"),
+        (["run", "digits-lodm", "--network.depth", "9"], "the largest depth is 3"),
+        (["run", "digits-lodm", "--evaluate.networks", "convnt"], "unknown network 'convnt'; did you mean 'convnet'"),
+        (["run", "digits-lodm", "--compare", "[fll]"], "unknown row to compare with 'fll'; did you mean 'full'"),
+        (["run", "cifar10-dm-ipc1", "--data.path", "nowhere"], "nowhere"),
+        (["run", "--resume", "nowhere"], "nowhere holds no run to go on with"),
+        (["run", "digits-lodm", "--resume", "nowhere"], "--resume takes everything from the folder"),
+        (["evaluate", "nowhere"], "no synthetic data set at nowhere"),
+        (["evaluate"], "PATH"),
+        (["show", "nowhere.yaml"], "no recipe file nowhere.yaml"),
+        (["plan", "digits-lodm", "--threads", "x"], "whole number"),
+    ],
+)
+def test_mistake__one_line_status_2_nothing_written(arguments, message, capsys, tmp_path):
+    assert message in fails(capsys, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_mistake__out_folder_in_use(capsys, tmp_path):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "a").touch()
+    assert "used is in use" in fails(capsys, "run", "digits-lodm", "--out", "used")
+    assert [p.name for p in (tmp_path / "used").iterdir()] == ["a"]
+
+
+def broken(root, what: str):
+    """A folder of images with one thing wrong."""
+    folder_of_images(root)
+    if what == "empty class":
+        (root / "train" / "cow").mkdir()
+        png(root / "test" / "cow" / "0.png")
+    elif what == "not an image":
+        (root / "train" / "ant" / "x.png").write_text("no image")
+    elif what == "sizes":
+        png(root / "train" / "ant" / "x.png", size=(9, 8))
+    elif what == "channels":
+        png(root / "train" / "ant" / "x.png", mode="L")
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("empty class", "cow"),
+        ("not an image", "x.png"),
+        ("sizes", "--data.size"),
+        ("channels", "--data.channels"),
+    ],
+)
+def test_mistake__images(what, message, capsys, tmp_path):
+    broken(tmp_path / "photos", what)
+    assert message in fails(capsys, "run", "folder-lodm-ipc1", "--data.path", "photos")
+    assert [p.name for p in tmp_path.iterdir()] == ["photos"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "foreign"])
+def test_mistake__artefact(damage, capsys, tmp_path):
+    stored = LowRank(4, (1, 8, 8), rank=1)
+    stored.reset_(Streams(0)("x"))
+    file = tmp_path / "a.safetensors"
+    SyntheticDataset(stored, class_major(2, 2)).save(file)
+    if damage == "foreign":
+        from safetensors.torch import save_file
+
+        save_file({"x": torch.zeros(2)}, file)
+    else:
+        file.write_bytes(file.read_bytes()[:-9] if damage == "truncated" else b"garbage")
+    expected = "not of condensate" if damage == "foreign" else "damaged"
+    assert expected in fails(capsys, "evaluate", str(file))
+
+
+def test_mistake__data_of_another_shape(capsys, tmp_path):
+    assert main(["run", "digits-lodm", *QUICK, "--out", "here"]) == 0
+    capsys.readouterr()
+    folder_of_images(tmp_path / "photos")
+    assert "name the data it was made of with --data.path" in fails(
+        capsys, "evaluate", "here", "--data.path", "photos", "--data.mean", "null", "--data.std", "null"
+    )
+
+
+def test_bug__keeps_its_traceback(monkeypatch):
+    monkeypatch.setitem(cli.COMMANDS, "show", cli.Command("", lambda parser: None, lambda options, keys: 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        main(["show"])
+
+
+def test_display__not_a_terminal__plain_lines(monkeypatch):
+    from rich.console import Console
+
+    from condensate import console
+
+    now = iter(range(0, 1000, 10))
+    monkeypatch.setattr(console.time, "monotonic", lambda: float(next(now)))
+    out = io.StringIO()
+    with console.Display(Console(file=out)).work("work", 10) as step:
+        for done in range(1, 11):
+            step(done, "loss 3")
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "work: 2 of 10, 0.1/s, 80 s left loss 3"
+    assert len(lines) == 4

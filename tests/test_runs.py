@@ -1,0 +1,189 @@
+"""Runs in their folders: what is written, in which order, and that they can be stopped at any time."""
+
+import io
+import json
+from hashlib import sha256
+
+import pytest
+import torch
+from rich.console import Console
+
+from condensate import UserError, load, runs
+from condensate.console import Display
+from condensate.recipe import Recipe, resolve, shipped
+
+DEVICE = torch.device("cpu")
+TINY = {
+    "network": {"width": 8, "depth": 1},
+    "objective": {"batch_real": 8},
+    "condense": {"episodes": 6, "checkpoint": 2},
+    "evaluate": {"repeats": 2, "epochs": 2, "epochs_full": 1},
+    "compare": [],
+}
+
+
+def session(changes=None, smoke=False) -> runs.Session:
+    return runs.Session(DEVICE, Display(Console(file=io.StringIO())), changes or {}, smoke)
+
+
+def tiny(name: str = "digits-lodm", **changes) -> Recipe:
+    return resolve(name, TINY).with_values(**changes)
+
+
+def carried_out(recipe: Recipe, folder, seed: int = 0) -> dict:
+    return runs.prepare(recipe, session(TINY)).at(folder, seed).run()
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_smoke__every_recipe(name, tmp_path):
+    recipe = resolve(name)
+    results = runs.prepare(recipe, session(smoke=True)).at(tmp_path, 0).run()
+    main = results[name]
+    assert main["smoke"] is True
+    assert 0 <= main["evaluation"][0]["mean"] <= 1
+    known = runs.KNOWN.get(recipe["data"]["name"])
+    assert load(tmp_path).parameterization.shape == (known.shape if known else (3, 32, 32))
+
+
+def test_run__folder_holds_what_the_design_says(tmp_path):
+    results = carried_out(
+        tiny(compare=["digits-dm", "random", "random-uint8", "herding", "k-centre", "full"]), tmp_path
+    )
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "recipe.yaml", "environment.json", "log.jsonl", "synthetic.safetensors", "images.png", "result.json", "compare",
+    }  # fmt: skip
+    assert list(results) == ["digits-lodm", "digits-dm", "random", "random-uint8", "herding", "k-centre", "full"]
+    stored = {row: result["stored"] for row, result in results.items()}
+    assert [stored[row]["images_per_class"] for row in ("digits-lodm", "digits-dm", "random", "random-uint8")] == [
+        2,
+        1,
+        1,
+        4,
+    ]
+    assert {stored[row]["tensor_bytes"] for row in results if row != "full"} == {2560}
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result == results["digits-lodm"]
+    score = result["evaluation"][0]
+    assert score["mean"] == pytest.approx(sum(score["accuracies"]) / 2)
+    assert (score["epochs"], len(score["accuracies"])) == (2, 2)
+    assert result["fraction"] == 6 / resolve("digits-lodm").condense.episodes
+    assert result["overrides"] == TINY
+    assert {"commit", "device", "machine", "versions", "seconds", "peak_bytes", "budget"} <= set(result)
+
+
+def test_run__what_is_scored_is_what_is_saved(tmp_path):
+    results = carried_out(tiny(), tmp_path)
+    artefact = tmp_path / "synthetic.safetensors"
+    assert results["digits-lodm"]["artefact_sha256"] == sha256(artefact.read_bytes()).hexdigest()
+    data = runs.assemble.image_data(tiny(), DEVICE)
+    scores = runs.score(tiny(), load(artefact), data, runs.Streams(0), session().display)
+    assert list(scores[0].accuracies) == results["digits-lodm"]["evaluation"][0]["accuracies"]
+
+
+def test_run__same_seed__same_bytes_and_scores__another_seed_not(tmp_path):
+    state = torch.get_rng_state()
+    first, again = carried_out(tiny(), tmp_path / "a"), carried_out(tiny(), tmp_path / "b")
+    other = carried_out(tiny(), tmp_path / "c", seed=1)
+    artefacts = [(tmp_path / name / "synthetic.safetensors").read_bytes() for name in "abc"]
+    assert artefacts[0] == artefacts[1] != artefacts[2]
+    accuracies = [run["digits-lodm"]["evaluation"] for run in (first, again, other)]
+    assert accuracies[0] == accuracies[1]
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_run__artefact_says_nothing_of_time_machine_or_path(tmp_path):
+    carried_out(tiny(), tmp_path)
+    about = load(tmp_path).about
+    assert set(about) == {"recipe", "values", "versions"}
+    assert about["values"]["data"]["path"] is None
+    assert str(tmp_path).encode() not in (tmp_path / "synthetic.safetensors").read_bytes()
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("moment", ["condense", "save", "evaluate", "result"])
+def test_resume__stopped_anywhere__equals_uninterrupted(tmp_path, monkeypatch, moment):
+    recipe = tiny(compare=["random"])
+    whole = carried_out(recipe, tmp_path / "whole")
+
+    def stop(*_, **__):
+        raise Stopped
+
+    ready = runs.prepare(recipe, session(TINY)).at(tmp_path / "parts", 0)
+    with monkeypatch.context() as patch:
+        if moment == "condense":  # in the sixth episode, after the second checkpoint
+            matching = runs.assemble.OBJECTIVES["dm"]
+            original = matching.episode
+            patch.setattr(matching, "episode", lambda *a: stop() if a[2] == 5 else original(*a))
+        elif moment == "save":
+            patch.setattr(runs, "save_grid", stop)
+        elif moment == "evaluate":  # after the first network
+            kept = runs._Row.keep
+            patch.setattr(runs._Row, "keep", lambda *a: (kept(*a), stop()))
+        else:
+            patch.setattr(runs._Row, "result", stop)
+        with pytest.raises(Stopped):
+            ready.run()
+    assert not (tmp_path / "parts" / "result.json").exists()
+    resumed = runs.reopen(tmp_path / "parts", DEVICE, session().display).run()
+    for row in whole:
+        assert resumed[row]["evaluation"] == whole[row]["evaluation"]
+        assert resumed[row]["artefact_sha256"] == whole[row]["artefact_sha256"]
+    logs = [
+        [json.loads(line) for line in (tmp_path / n / "log.jsonl").read_text().splitlines()] for n in ("whole", "parts")
+    ]
+    assert [(e["episode"], e["loss"]) for e in logs[0]] == [(e["episode"], e["loss"]) for e in logs[1]]
+    assert not (tmp_path / "parts" / "checkpoints").exists()
+
+
+def test_resume__finished__reads_the_results(tmp_path):
+    results = carried_out(tiny(), tmp_path)
+    assert runs.reopen(tmp_path, DEVICE, session().display).run() == results
+
+
+def test_reopen__no_run__said(tmp_path):
+    with pytest.raises(UserError, match="holds no run to go on with"):
+        runs.reopen(tmp_path, DEVICE, session().display)
+
+
+def test_new_folder__next_free_number(tmp_path):
+    assert [runs.new_folder("x", tmp_path).name for _ in range(2)] == ["001", "002"]
+    (tmp_path / "x" / "017").mkdir()
+    assert runs.new_folder("x", tmp_path).name == "018"
+
+
+def test_check_free__in_use__refused(tmp_path):
+    runs.check_free(tmp_path / "new")
+    runs.check_free(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is in use; name another, or go on with the run in it: --resume"):
+        runs.check_free(tmp_path)
+
+
+def test_prepare__row_unknown__nearest_named():
+    with pytest.raises(UserError, match="unknown row to compare with 'randm'; did you mean 'random'"):
+        runs.prepare(tiny(compare=["randm"]), session())
+
+
+def test_prepare__validation_asked_for_but_not_held_out():
+    with pytest.raises(UserError, match=r"hold one out with --data.validation 0.2"):
+        runs.prepare(tiny(evaluate={"split": "validation"}), session())
+
+
+def test_prepare__compared_recipe__takes_the_changes_but_not_the_storage():
+    changes = {"condense": {"episodes": 3, "lr": 9.0}, "parameterization": {"rank": 1}, "network": {"width": 4}}
+    rows = runs.prepare(resolve("digits-lodm", changes), session(changes)).rows
+    twin = rows["digits-dm"]
+    assert twin.condense.episodes == 3
+    assert twin.condense.lr == 1.0
+    assert twin["network"]["width"] == 4
+    assert twin["parameterization"] == {"name": "pixels"}
+
+
+def test_run__loss_not_finite__no_result(tmp_path):
+    with pytest.raises(UserError, match=r"episode \d+ at learning rate 1e\+30; try a smaller one"):
+        carried_out(tiny(condense={"lr": 1e30}), tmp_path)
+    assert not (tmp_path / "result.json").exists()
+    assert not (tmp_path / "synthetic.safetensors").exists()
