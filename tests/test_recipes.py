@@ -84,7 +84,10 @@ def test_resolve__file__keys_over_defaults(tmp_path):
     ("changes", "message"),
     [
         ({"objectiv": {}}, "unknown recipe section 'objectiv'; did you mean 'objective'"),
-        ({"objective": {"batch_reel": 3}}, "unknown recipe key 'objective.batch_reel'; did you mean 'objective.batch_real'"),
+        (
+            {"objective": {"batch_reel": 3}},
+            "unknown recipe key 'objective.batch_reel'; did you mean 'objective.batch_real'",
+        ),
         ({"objective": {"name": "dmm"}}, "unknown objective 'dmm'; did you mean 'dm'"),
         ({"parameterization": {"name": "low-rank"}}, "unknown parameterization 'low-rank'; did you mean 'lowrank'"),
         ({"network": {"name": "convent"}}, "unknown network 'convent'; did you mean 'convnet'"),

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from condensate.errors import UserError
+from condensate.errors import UserError, unknown
 
 # Compiling a step takes about a minute and about halves it; below this many operations in the whole run it does not
 # pay (at about 100 GFLOP/s on two cores: benchmarks/dm.py prints both).
@@ -62,6 +62,9 @@ class ComputeOptions:
             device: Where the run computes.
             operations: Floating-point operations of the whole planned run.
         """
+        for key, known in (("compile", ("auto", "always", "never")), ("precision", ("auto", *PRECISIONS))):
+            if getattr(self, key) not in known:
+                raise unknown(f"compute.{key}", str(getattr(self, key)), known)
         if self.chunk < 1:
             raise UserError(f"compute.chunk must be at least 1, got {self.chunk}")
         compiled = self.compile == "always" or (

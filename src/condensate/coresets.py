@@ -1,20 +1,26 @@
-"""Choosing real images: the baselines, and the start from real images."""
+"""Choosing real images: the baselines, and the start from real images.
 
+A class of fewer images than asked for gives all it has, and then the same ones again; a warning says so.
+"""
+
+import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from condensate.data import Split
-from condensate.errors import UserError
 from condensate.networks import Network
 from condensate.streams import Streams
 
 
 def random(real: Split, per_class: int, streams: Streams) -> Tensor:
     """Indices (K * per_class,) of random images, class-major; a class draws from its own stream."""
-    chosen = [_of_class(real, label, per_class, streams) for label in range(len(real.counts()))]
-    return torch.cat(chosen)
+
+    def choose(label: int, count: int) -> Tensor:
+        return real.sample(label, count, streams("coreset", label))
+
+    return _each_class(real, per_class, choose)
 
 
 def herding(real: Split, per_class: int, features: Callable[[Tensor], Tensor]) -> Tensor:
@@ -29,17 +35,19 @@ def herding(real: Split, per_class: int, features: Callable[[Tensor], Tensor]) -
         features: Of image indices (k,) -> (k, D), as ``embed`` makes them.
     """
 
-    def choose(points: Tensor) -> list[int]:
+    def choose(label: int, count: int) -> Tensor:
+        index = _members(real, label)
+        points = features(index)
         mean, total, chosen = points.mean(0), torch.zeros_like(points[0]), list[int]()
         free = torch.ones(len(points), dtype=torch.bool, device=points.device)
-        for count in range(1, per_class + 1):
-            distance = (mean - (total + points) / count).norm(dim=1).masked_fill(~free, torch.inf)
+        while len(chosen) < count:
+            distance = (mean - (total + points) / (len(chosen) + 1)).norm(dim=1).masked_fill(~free, torch.inf)
             chosen.append(int(distance.argmin()))
             free[chosen[-1]] = False
             total = total + points[chosen[-1]]
-        return chosen
+        return index[chosen]
 
-    return _each_class(real, per_class, features, choose)
+    return _each_class(real, per_class, choose)
 
 
 def k_centre(real: Split, per_class: int, features: Callable[[Tensor], Tensor]) -> Tensor:
@@ -54,15 +62,18 @@ def k_centre(real: Split, per_class: int, features: Callable[[Tensor], Tensor]) 
         features: Of image indices (k,) -> (k, D), as ``embed`` makes them.
     """
 
-    def choose(points: Tensor) -> list[int]:
+    def choose(label: int, count: int) -> Tensor:
+        index = _members(real, label)
+        points = features(index)
         chosen = [int((points - points.mean(0)).norm(dim=1).argmin())]
         distance = (points - points[chosen[0]]).norm(dim=1)
-        while len(chosen) < per_class:
+        while len(chosen) < count:
+            distance[chosen[-1]] = -1.0  # never again, even where all others lie on top of it
             chosen.append(int(distance.argmax()))
             distance = distance.minimum((points - points[chosen[-1]]).norm(dim=1))
-        return chosen
+        return index[chosen]
 
-    return _each_class(real, per_class, features, choose)
+    return _each_class(real, per_class, choose)
 
 
 def embed(network: Network, real: Split, chunk: int = 512) -> Callable[[Tensor], Tensor]:
@@ -76,22 +87,17 @@ def embed(network: Network, real: Split, chunk: int = 512) -> Callable[[Tensor],
     return features
 
 
-def _each_class(
-    real: Split, per_class: int, features: Callable[[Tensor], Tensor], choose: Callable[[Tensor], list[int]]
-) -> Tensor:
-    _check_counts(real, per_class)
+def _each_class(real: Split, per_class: int, choose: Callable[[int, int], Tensor]) -> Tensor:
+    counts = real.counts().tolist()
+    if min(counts) < per_class:
+        small = f"{real.classes[counts.index(min(counts))]} has {min(counts)}"
+        warnings.warn(f"{per_class} images of each class are asked for, but {small}: some are repeated", stacklevel=3)
     chosen = []
-    for label in range(len(real.counts())):
-        index = (real.labels == label).nonzero().flatten()
-        chosen.append(index[choose(features(index))])
+    for label, count in enumerate(counts):
+        some = choose(label, min(count, per_class))
+        chosen.append(some.repeat(-(-per_class // len(some)))[:per_class])
     return torch.cat(chosen)
 
 
-def _of_class(real: Split, label: int, per_class: int, streams: Streams) -> Tensor:
-    return real.sample(label, per_class, streams("coreset", label))
-
-
-def _check_counts(real: Split, per_class: int) -> None:
-    smallest = int(real.counts().min())
-    if smallest < per_class:
-        raise UserError(f"cannot choose {per_class} images of each class: the smallest class has {smallest}")
+def _members(real: Split, label: int) -> Tensor:
+    return (real.labels == label).nonzero().flatten()

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
+import torch
+
 from condensate.augment import Augment
 from condensate.errors import UserError
 from condensate.networks import build
@@ -74,7 +76,7 @@ def evaluate(
     """
     if repeats < 1 or epochs < 1:
         raise UserError(f"evaluation needs at least one network and one epoch, got {repeats} and {epochs}")
-    sample = examples.images(examples.labels.new_zeros(1))
+    sample = examples.images(examples.labels.new_zeros(1, dtype=torch.int64))
     shape = (sample.shape[1], sample.shape[2], sample.shape[3])
     if len(examples) * sample.numel() * sample.element_size() <= HELD_BYTES:
         examples = Held(examples.images().detach(), examples.labels)

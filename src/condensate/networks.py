@@ -117,9 +117,10 @@ class ConvNet(Network):
                 if pooling != "none":
                     height, columns = height // 2, columns // 2
                 if min(height, columns) < 1:
+                    remedy = f"the largest depth is {block}" if block else "use --network.pooling none"
                     raise UserError(
                         f"a {shape[1]}x{shape[2]} image is too small for depth {depth}: "
-                        f"it vanishes in block {block + 1}; the largest depth is {block}"
+                        f"it vanishes in block {block + 1}; {remedy}"
                     )
             self.blocks = nn.Sequential(*blocks)
             self.classifier = nn.Linear(width * height * columns, classes)

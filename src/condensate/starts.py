@@ -10,6 +10,7 @@ from torch import Tensor
 
 from condensate import coresets
 from condensate.data import Split
+from condensate.errors import UserError
 from condensate.parameterizations import Parameterization
 from condensate.streams import Streams
 
@@ -28,6 +29,8 @@ def noise(
         streams: Source of the noise.
         pixel_std: Standard deviation of the pixels; null for the published noise of the storage.
     """
+    if pixel_std is not None and not pixel_std > 0:
+        raise UserError(f"start.pixel_std must be above 0, got {pixel_std}")
     stored.reset_(streams("start"), pixel_std)
 
 

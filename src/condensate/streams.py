@@ -1,6 +1,7 @@
 """Named, independent random generators derived from one seed."""
 
 import hashlib
+import json
 
 import torch
 
@@ -23,6 +24,6 @@ class Streams:
 
     def __call__(self, *names: str | int) -> torch.Generator:
         """A fresh generator for these names; the same names give the same numbers again."""
-        text = "/".join(str(part) for part in (self.seed, *names))
+        text = json.dumps([self.seed, *names])
         key = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
         return torch.Generator(self.device).manual_seed(key)

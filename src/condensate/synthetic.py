@@ -60,6 +60,8 @@ class SyntheticDataset(nn.Module, Dataset[tuple[Tensor, Tensor]]):
         channels = parameterization.shape[0]
         self.mean = tuple(mean) if mean else (0.0,) * channels
         self.std = tuple(std) if std else (1.0,) * channels
+        if not len(self.mean) == len(self.std) == channels:
+            raise UserError(f"mean and std need {channels} values each, got {len(self.mean)} and {len(self.std)}")
         self.step_size = nn.Parameter(torch.tensor(float(step_size))) if step_size is not None else None
         self.about = about or {}
 
@@ -169,9 +171,15 @@ def load(path: str | os.PathLike[str]) -> SyntheticDataset:
     if text is None:
         raise UserError(f"{path} is a safetensors file, but not of condensate: it has no 'condensate' metadata")
     try:
-        return _rebuild(json.loads(text), tensors)
+        metadata = json.loads(text)
+        newer = metadata["format"] > FORMAT
+        synthetic = None if newer else _rebuild(metadata, tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is damaged or of an unknown kind: {error}") from error
+    if synthetic is None:
+        known = f"this version reads up to {FORMAT}"
+        raise UserError(f"{path} has format {metadata['format']}, {known}: update condensate")
+    return synthetic
 
 
 def class_major(classes: int, per_class: int) -> Tensor:
@@ -180,8 +188,6 @@ def class_major(classes: int, per_class: int) -> Tensor:
 
 
 def _rebuild(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> SyntheticDataset:
-    if metadata["format"] > FORMAT:
-        raise UserError(f"it has format {metadata['format']}, this version reads up to {FORMAT}: update condensate")
     options = dict(metadata["parameterization"])
     parameterization = PARAMETERIZATIONS[options.pop("name")](metadata["images"], tuple(metadata["shape"]), **options)
     classes = metadata["classes"]

@@ -82,8 +82,9 @@ def fit(
         after_epoch: Called with the epoch's number, from 0, after each.
     """
     optimizer = SGD(network.parameters(), lr, momentum, weight_decay=weight_decay, fused=True)
-    network.train()
+    optimizer.zero_grad()
     for epoch in range(epochs):
+        network.train()
         if drop and epoch == epochs // 2:
             optimizer.param_groups[0]["lr"] = lr * 0.1
         order = torch.randperm(len(examples), generator=generator, device=generator.device)

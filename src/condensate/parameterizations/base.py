@@ -1,5 +1,6 @@
 """The interface of every storage, and how many images a budget holds."""
 
+import inspect
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from condensate.errors import UserError
+from condensate.errors import UserError, unknown
 
 Shape = tuple[int, int, int]
 
@@ -103,6 +104,11 @@ def capacity(cls: type[Parameterization], budget_bits: int, classes: int, shape:
     Raises:
         UserError: The budget does not hold one image of each class, or the storage saves nothing over pixels.
     """
+    parameters = inspect.signature(cls).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    for name in options:
+        if name not in known:
+            raise unknown(f"option of {cls.__name__}", name, known)
     reason = cls.saves_nothing(shape, **options)
     if reason:
         raise UserError(reason)

@@ -1,0 +1,124 @@
+"""What auto comes to."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from condensate import Compute, UserError
+from condensate.compute import WORTH_COMPILING, ComputeOptions, can_compile, has_bfloat16
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets which compilers are installed and what the processor can do."""
+
+    def set_(compilers: tuple[str, ...] = ("g++",), **capabilities: bool) -> None:
+        monkeypatch.setattr("condensate.compute.shutil.which", lambda name: name if name in compilers else None)
+        monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities)
+
+    set_()
+    return set_
+
+
+@pytest.mark.parametrize(
+    ("asked", "operations", "compilers", "compiled"),
+    [
+        ("auto", 0.0, ("g++",), False),
+        ("auto", 0.999 * WORTH_COMPILING, ("g++",), False),
+        ("auto", WORTH_COMPILING, ("g++",), True),
+        ("auto", 1e30, ("clang++",), True),
+        ("auto", 1e30, ("c++",), True),
+        ("auto", 1e30, ("gcc", "clang", "make"), False),
+        ("auto", 1e30, (), False),
+        ("always", 0.0, ("g++",), True),
+        ("never", 1e30, ("g++",), False),
+        ("never", 1e30, (), False),
+    ],
+)
+def test_compile__auto_needs_a_long_run_and_a_compiler(
+    machine: Any, asked: Any, operations: float, compilers: tuple[str, ...], compiled: bool
+):
+    machine(compilers)
+    assert ComputeOptions(compile=asked).resolve(CPU, operations).compiled == compiled
+
+
+def test_compile__always_does_not_ask_for_a_compiler(machine: Any):
+    machine(())
+    assert ComputeOptions(compile="always").resolve(CPU, 0.0).compiled
+
+
+def test_compile__cuda_brings_its_own_compiler(machine: Any):
+    machine(())
+    assert can_compile(CUDA)
+    assert not can_compile(CPU)
+
+
+@pytest.mark.parametrize(
+    ("asked", "capabilities", "precision"),
+    [
+        ("float32", {"avx512_bf16": True}, torch.float32),
+        ("bfloat16", {}, torch.bfloat16),
+        ("auto", {}, torch.float32),
+        ("auto", {"avx2": True, "avx512_bf16": False}, torch.float32),
+        ("auto", {"avx512_bf16": True}, torch.bfloat16),
+        ("auto", {"amx_bf16": True}, torch.bfloat16),
+        ("auto", {"bf16": True}, torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_precision__auto_is_bfloat16_where_the_processor_has_it(
+    machine: Any, asked: Any, capabilities: dict[str, bool], precision: torch.dtype
+):
+    machine(**capabilities)
+    assert ComputeOptions(precision=asked).resolve(CPU, 0.0).precision == precision
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_has_bfloat16__on_cuda_does_not_count_emulation(native: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: native or including_emulation)
+    assert has_bfloat16(CUDA) == native
+
+
+def test_has_bfloat16__answers_on_this_machine():
+    assert isinstance(has_bfloat16(CPU), bool)
+
+
+@pytest.mark.parametrize("chunk", [0, -64])
+def test_chunk__below_one_is_refused(chunk: int):
+    with pytest.raises(UserError, match=rf"compute\.chunk must be at least 1, got {chunk}"):
+        ComputeOptions(chunk=chunk).resolve(CPU, 0.0)
+
+
+def test_chunk__is_kept(machine: Any):
+    assert ComputeOptions(chunk=1).resolve(CPU, 0.0).chunk == 1
+    assert ComputeOptions(chunk=100).resolve(CPU, 1e30) == Compute(True, torch.float32, 100)
+
+
+@pytest.mark.parametrize("options", [{"precision": "float16"}, {"compile": "yes"}], ids=str)
+def test_unknown_name__is_refused(options: dict[str, Any]):
+    with pytest.raises(UserError, match="unknown"):
+        ComputeOptions(**options).resolve(CPU, 1e30)
+
+
+def test_program__eager_is_the_function_itself():
+    assert Compute().program(len) is len
+
+
+def test_program__compiled_goes_through_torch_compile_for_fixed_shapes(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    monkeypatch.setattr("torch.compile", lambda function, **options: asked.append((function, options)) or max)
+    assert Compute(compiled=True).program(len) is max
+    assert asked == [(len, {"dynamic": False, "fullgraph": True})]
+
+
+def test_memory_format__is_channels_last_for_compiled_programs_only():
+    assert Compute(compiled=True).memory_format == torch.channels_last
+    assert Compute(compiled=False).memory_format == torch.contiguous_format
+
+
+def test_defaults__are_eager_float32():
+    assert Compute() == Compute(False, torch.float32, 64)
+    assert ComputeOptions() == ComputeOptions("auto", "auto", 64)

@@ -1,0 +1,79 @@
+"""What README and examples say is run as it stands."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from condensate import cli
+from condensate.recipe import complete, find, shipped
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def commands() -> list[tuple[str, str]]:
+    found = []
+    for page in PAGES:
+        for block in blocks(page, "") + blocks(page, "sh"):
+            lines = block.replace("\\\n", " ").splitlines()
+            found += [(page.name, line.split("#")[0].strip()) for line in lines if line.startswith("condensate ")]
+    return found
+
+
+def test_readme__python_block__runs(tmp_path):
+    (block,) = blocks(ROOT / "README.md", "python")
+    assert 10 <= len([line for line in block.splitlines() if line.strip()]) <= 20
+    program = "import torch\ntorch.set_num_threads(1)\n" + block.replace("episodes=200", "episodes=20")
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    accuracy = float(re.search(r"accuracy (\d+\.\d) %", done.stdout).group(1))
+    assert accuracy > 50
+
+
+def test_readme__make_verbs__exist():
+    verbs = re.findall(r"(?:^|`)make ([a-z-]+)", "\n".join(page.read_text() for page in PAGES), re.MULTILINE)
+    makefile = (ROOT / "Makefile").read_text()
+    assert {"demo", "test"} <= set(verbs)
+    assert all(f"\n{verb}:" in makefile for verb in verbs)
+
+
+@pytest.mark.parametrize(("page", "line"), commands())
+def test_commands__are_understood(page, line):
+    """Recipe and keys of every command line in the docs are known, without running it."""
+    words = shlex.split(line)[1:]
+    command = cli.COMMANDS[words[0]]
+    own, keys = cli._separate(words[1:]) if command.keys else (words[1:], {})
+    parser = cli._Parser()
+    command.options(parser)
+    options = parser.parse_args(own)
+    name = getattr(options, "recipe", None)
+    if name in shipped():
+        cli._recipe(name, keys)
+    else:
+        assert name is None or name in ("RECIPE", "NAME")
+        complete("any", cli.merge(find(cli.DEFAULT_RECIPE)[1], keys))
+
+
+def test_commands__there_are_some():
+    assert len(commands()) >= 5
+
+
+def test_example__own_arrays(tmp_path):
+    program = [sys.executable, str(ROOT / "examples" / "own_arrays.py")]
+    done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "6 images, accuracy" in done.stdout
+
+
+def test_example__own_loop(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["run", "digits-lodm", "--smoke", "--out", "here"]) == 0
+    program = [sys.executable, str(ROOT / "examples" / "own_loop.py"), "here"]
+    done = subprocess.run(program, capture_output=True, text=True, check=True)
+    assert "4 synthetic images of 2 classes" in done.stdout

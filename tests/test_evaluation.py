@@ -1,0 +1,126 @@
+"""What a score promises."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from condensate import Augment, ImageData, Network, Score, Streams, UserError, build_network, evaluate, evaluation, fit
+from condensate.training import Examples, Held, accuracy
+
+SMALL: dict[str, Any] = {"network_options": {"width": 8, "depth": 2}, "epochs": 2}
+
+
+def score(toy: ImageData, repeats: int, seed: int = 0, **options: Any) -> Score:
+    return evaluate(toy.train, toy.test, 3, Streams(seed), repeats=repeats, **(SMALL | options))
+
+
+def test_score__has_the_mean_and_the_sample_deviation():
+    found = Score("convnet", 1, (), (0.5, 0.7, 0.9, 0.6))
+    mean = (0.5 + 0.7 + 0.9 + 0.6) / 4
+    assert found.mean == pytest.approx(mean)
+    assert found.std == pytest.approx(math.sqrt(sum((a - mean) ** 2 for a in found.accuracies) / 3))
+
+
+def test_score__of_one_network_has_no_deviation():
+    assert Score("convnet", 1, (), (0.5,)).std is None
+    assert Score("convnet", 1, (), (0.5, 0.5)).std == 0
+
+
+def test_evaluate__scores_as_many_networks_as_asked_for(toy_data: ImageData):
+    found = score(toy_data, 3, augment=Augment(("flip", "crop")))
+    assert (found.network, found.epochs, found.augment) == ("convnet", 2, ("flip", "crop"))
+    assert len(found.accuracies) == 3
+    assert len(set(found.accuracies)) > 1
+    assert all(0 <= a <= 1 for a in found.accuracies)
+    assert score(toy_data, 1).augment == ()
+
+
+def test_evaluate__each_network_is_trained_from_its_own_stream_and_scored_at_the_end(
+    toy_data: ImageData, monkeypatch: pytest.MonkeyPatch
+):
+    augment, scored = Augment(("crop",)), list[Tensor]()
+
+    def noted(network: Network, test: Examples) -> float:
+        assert test is toy_data.test
+        scored.append(network.classifier.weight.detach().clone())
+        return accuracy(network, test)
+
+    monkeypatch.setattr(evaluation, "accuracy", noted)
+    found = score(toy_data, 3, 4, epochs=3, lr=0.03, augment=augment)
+    for k in range(3):
+        generator = Streams(4)("evaluate", "convnet", k)
+        network = build_network("convnet", toy_data.shape, 3, generator, width=8, depth=2)
+        fit(network, toy_data.train, epochs=3, generator=generator, lr=0.03, augment=augment)
+        assert torch.equal(scored[k], network.classifier.weight)
+        assert found.accuracies[k] == accuracy(network, toy_data.test)
+    assert len(scored) == 3
+
+
+def test_evaluate__a_network_does_not_depend_on_how_many_there_are(toy_data: ImageData):
+    assert score(toy_data, 3).accuracies[:2] == score(toy_data, 2).accuracies
+
+
+def test_evaluate__repeats_for_a_seed_only(toy_data: ImageData):
+    first, again, other = (score(toy_data, 4, seed).accuracies for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+def test_evaluate__goes_on_after_what_is_done(toy_data: ImageData):
+    whole, after = score(toy_data, 3), list[Sequence[float]]()
+    rest = score(toy_data, 3, done=whole.accuracies[:2], after=lambda sofar: after.append(tuple(sofar)))
+    assert rest == whole
+    assert after == [whole.accuracies]
+
+
+def test_evaluate__trains_nothing_when_all_is_done(toy_data: ImageData, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(evaluation, "fit", lambda *_, **__: pytest.fail("trained"))
+    assert score(toy_data, 2, done=(0.25, 0.5)).accuracies == (0.25, 0.5)
+    assert score(toy_data, 2, done=(0.25, 0.5, 0.75)).accuracies == (0.25, 0.5)
+
+
+def test_evaluate__tells_the_accuracies_after_each_network(toy_data: ImageData):
+    after = list[Sequence[float]]()
+    found = score(toy_data, 3, after=lambda sofar: after.append(tuple(sofar)))
+    assert after == [found.accuracies[:1], found.accuracies[:2], found.accuracies]
+
+
+def test_evaluate__learns(toy_data: ImageData):
+    found = score(toy_data, 2, epochs=100, lr=0.05)
+    assert min(found.accuracies) > 0.9
+
+
+def test_evaluate__is_the_same_whether_images_are_held_or_read_every_step(
+    toy_data: ImageData, monkeypatch: pytest.MonkeyPatch
+):
+    held = score(toy_data, 2)
+    monkeypatch.setattr(evaluation, "HELD_BYTES", 0)
+    assert score(toy_data, 2) == held
+
+
+def test_evaluate__leaves_the_global_random_state_untouched(toy_data: ImageData, random_state: Callable[[], object]):
+    before = random_state()
+    score(toy_data, 1, augment=Augment())
+    assert random_state() == before
+
+
+@pytest.mark.parametrize(("repeats", "epochs"), [(0, 2), (-1, 2), (1, 0)])
+def test_evaluate__nothing_to_do_is_refused(toy_data: ImageData, repeats: int, epochs: int):
+    with pytest.raises(UserError, match=f"at least one network and one epoch, got {repeats} and {epochs}"):
+        score(toy_data, repeats, epochs=epochs)
+
+
+def test_evaluate__unknown_network_is_refused(toy_data: ImageData):
+    with pytest.raises(UserError, match="did you mean 'convnet'"):
+        score(toy_data, 1, network="convnets")
+
+
+def test_evaluate__soft_labels_that_are_one_hot_equal_hard_ones(toy_data: ImageData):
+    soft = Held(toy_data.train.images(), functional.one_hot(toy_data.train.labels, 3).float())
+    found = evaluate(soft, toy_data.test, 3, Streams(0), repeats=2, **SMALL)
+    assert found.accuracies == pytest.approx(score(toy_data, 2).accuracies)

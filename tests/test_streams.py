@@ -1,0 +1,91 @@
+"""What a name and a seed promise."""
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from condensate import Streams
+
+NAMES = [
+    (),
+    ("real",),
+    ("start",),
+    ("rea", "l"),
+    ("real", 0),
+    ("real", 1),
+    ("real", 10),
+    ("real", 0, 1),
+    ("real", 1, 0),
+]
+
+
+def drawn(generator: torch.Generator, n: int = 8) -> list[float]:
+    return torch.rand(n, generator=generator).tolist()
+
+
+@pytest.mark.parametrize("names", NAMES, ids=str)
+def test_stream__same_names_give_the_same_numbers(names: tuple[str | int, ...]):
+    streams = Streams(3)
+    assert drawn(streams(*names)) == drawn(streams(*names)) == drawn(Streams(3)(*names))
+
+
+def test_stream__other_names_or_seeds_give_others():
+    cases = itertools.product([0, 1, 2, 10, -1, 2**40], NAMES)
+    numbers = [tuple(drawn(Streams(seed)(*names))) for seed, names in cases]
+    assert len(set(numbers)) == 6 * len(NAMES)
+    assert len({number for row in numbers for number in row}) > 0.99 * 8 * len(numbers)
+
+
+def test_stream__seed_and_name_do_not_run_together():
+    assert drawn(Streams(1)(23)) != drawn(Streams(12)(3))
+    assert drawn(Streams(1)(2, 3)) != drawn(Streams(1)(23))
+
+
+def test_stream__is_the_same_in_every_version():
+    """Published results rest on it."""
+    assert Streams(0)("real", 3, 7).initial_seed() == 6874038856291177319
+
+
+def test_streams__of_neighbouring_names_are_uncorrelated():
+    n = 20_000
+    rows = [torch.randn(n, generator=Streams(seed)("real", k)) for seed in (0, 1) for k in range(4)]
+    correlation = torch.corrcoef(torch.stack(rows)) - torch.eye(8)
+    assert correlation.abs().max() < 4 / n**0.5
+
+
+def test_streams__order_of_use_does_not_matter():
+    streams = Streams(0)
+    forward = {name: drawn(streams(name)) for name in ("a", "b", "c")}
+    backward = {name: drawn(streams(name)) for name in ("c", "b", "a")}
+    assert forward == backward
+    a, b = streams("a"), streams("b")
+    interleaved = [(drawn(a, 1)[0], drawn(b, 1)[0]) for _ in range(4)]
+    assert interleaved == list(zip(drawn(streams("a"), 4), drawn(streams("b"), 4)))
+
+
+def test_stream__drawing_from_one_leaves_another_fresh():
+    streams = Streams(0)
+    one, other = streams("a"), streams("a")
+    drawn(one, 100)
+    assert drawn(other) == drawn(streams("a"))
+
+
+def test_streams__leave_the_global_random_state_untouched(random_state: Callable[[], object]):
+    before = random_state()
+    drawn(Streams(0)("a", 1))
+    assert random_state() == before
+
+
+def test_streams__do_not_read_the_global_random_state():
+    first = drawn(Streams(0)("a"))
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        assert drawn(Streams(0)("a")) == first
+
+
+def test_streams__draw_on_their_device():
+    assert Streams(0).device == Streams(0)("a").device == torch.device("cpu")
+    if torch.cuda.is_available():
+        assert Streams(0, "cuda")("a").device.type == "cuda"

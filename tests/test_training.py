@@ -1,0 +1,281 @@
+"""The one training loop, against SGD written out by hand."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from condensate import Augment, ImageData, Network, build_network, fit
+from condensate.training import Examples, Held, accuracy
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def network(seed: int = 0, **options: Any) -> Network:
+    return build_network("convnet", (2, 8, 8), 3, seeded(seed), **({"width": 8, "depth": 2} | options))
+
+
+def examples(n: int = 11, dtype: torch.dtype = torch.float64) -> Held:
+    return Held(torch.randn(n, 2, 8, 8, dtype=dtype, generator=seeded(1)), torch.arange(n) % 3)
+
+
+def weights(trained: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in trained.parameters()])
+
+
+class Recorded:
+    """Examples that note which of them were asked for."""
+
+    def __init__(self, held: Held) -> None:
+        self.held, self.labels, self.batches = held, held.labels, list[list[int]]()
+
+    def __len__(self) -> int:
+        return len(self.held)
+
+    def images(self, index: Tensor | None = None) -> Tensor:
+        assert index is not None
+        self.batches.append(index.tolist())
+        return self.held.images(index)
+
+
+class Seen(Network):
+    """A linear classifier that notes the images it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(2 * 8 * 8, 3)
+        self.shown = list[Tensor]()
+        self.reset_(seeded())
+
+    def features(self, images: Tensor) -> Tensor:
+        self.shown.append(images.detach().clone())
+        return images.flatten(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.features(images))
+
+
+def by_hand(
+    trained: nn.Module,
+    held: Held,
+    batches: Sequence[list[int]],
+    epochs: int,
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    drop: bool = True,
+    forget_momentum: bool = False,
+) -> None:
+    """g = gradient + decay * w; v = momentum * v + g; w = w - rate * v; the rate falls to a tenth at half."""
+    parameters = list(trained.parameters())
+    velocity = [torch.zeros_like(w) for w in parameters]
+    steps = len(batches) // epochs
+    for number, batch in enumerate(batches):
+        rate = lr / 10 if drop and number // steps >= epochs // 2 else lr
+        if forget_momentum and number == steps * (epochs // 2):
+            velocity = [torch.zeros_like(w) for w in parameters]
+        logs = functional.log_softmax(trained(held.decoded[batch]), 1)
+        loss = -sum(logs[i, held.labels[j]] for i, j in enumerate(batch)) / len(batch)
+        with torch.no_grad():
+            for i, (w, g) in enumerate(zip(parameters, torch.autograd.grad(loss, parameters))):
+                velocity[i] = momentum * velocity[i] + g + weight_decay * w
+                w -= rate * velocity[i]
+
+
+# Schedule.
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 5, 6])
+@pytest.mark.parametrize("batch", [4, 11, 256])
+def test_fit__every_epoch_sees_every_image_once_and_the_last_batch_is_smaller(epochs: int, batch: int):
+    recorded = Recorded(examples())
+    fit(network().double(), recorded, epochs=epochs, generator=seeded(), batch=batch)
+    sizes = {4: [4, 4, 3], 11: [11], 256: [11]}[batch]
+    assert [len(indices) for indices in recorded.batches] == sizes * epochs
+    seen = [index for batch in recorded.batches for index in batch]
+    orders = [seen[start : start + 11] for start in range(0, len(seen), 11)]
+    assert [sorted(order) for order in orders] == [list(range(11))] * epochs
+    assert len(set(map(tuple, orders))) == epochs  # shuffled anew
+
+
+@pytest.mark.parametrize("epochs", [2, 5, 6])
+@pytest.mark.parametrize("drop", [True, False])
+def test_fit__is_sgd_with_a_tenth_of_the_rate_from_half_on(epochs: int, drop: bool):
+    hyper = {"lr": 0.05, "momentum": 0.8, "weight_decay": 0.02, "drop": drop}
+    recorded, trained, expected = Recorded(examples()), network().double(), network().double()
+    fit(trained, recorded, epochs=epochs, generator=seeded(), batch=4, **hyper)
+    by_hand(expected, recorded.held, recorded.batches, epochs, **hyper)
+    torch.testing.assert_close(weights(trained), weights(expected), rtol=1e-9, atol=1e-11)
+
+
+def test_fit__defaults_are_the_published_ones():
+    recorded, trained, expected = Recorded(examples()), network().double(), network().double()
+    fit(trained, recorded, epochs=4, generator=seeded())
+    by_hand(expected, recorded.held, recorded.batches, 4, lr=0.01, momentum=0.9, weight_decay=5e-4)
+    torch.testing.assert_close(weights(trained), weights(expected), rtol=1e-9, atol=1e-11)
+
+
+def test_fit__keeps_the_momentum_when_the_rate_drops():
+    hyper = {"lr": 0.05, "momentum": 0.8, "weight_decay": 0.02}
+    recorded, trained, forgetful = Recorded(examples()), network().double(), network().double()
+    fit(trained, recorded, epochs=6, generator=seeded(), batch=4, **hyper)
+    by_hand(forgetful, recorded.held, recorded.batches, 6, forget_momentum=True, **hyper)
+    assert (weights(trained) - weights(forgetful)).abs().max() > 1e-4
+
+
+def test_fit__calls_after_every_epoch():
+    called, recorded = list[tuple[int, int]](), Recorded(examples())
+    fit(
+        network().double(),
+        recorded,
+        epochs=3,
+        generator=seeded(),
+        batch=4,
+        after_epoch=lambda epoch: called.append((epoch, len(recorded.batches))),
+    )
+    assert called == [(0, 3), (1, 6), (2, 9)]
+
+
+def test_fit__no_epochs_changes_nothing():
+    trained = network()
+    before = weights(trained)
+    fit(trained, examples(dtype=torch.float32), epochs=0, generator=seeded())
+    assert torch.equal(weights(trained), before)
+
+
+# Labels.
+
+
+def test_soft_labels__that_are_one_hot_equal_hard_ones():
+    hard, trained, expected = examples(), network().double(), network().double()
+    soft = Held(hard.decoded, functional.one_hot(hard.labels, 3).double())
+    fit(expected, hard, epochs=3, generator=seeded(), batch=4)
+    fit(trained, soft, epochs=3, generator=seeded(), batch=4)
+    torch.testing.assert_close(weights(trained), weights(expected), rtol=1e-9, atol=1e-11)
+
+
+def test_soft_labels__are_learned_as_probabilities():
+    share = torch.tensor([[0.7, 0.2, 0.1]], dtype=torch.float64)
+    one = Held(torch.ones(1, 2, 8, 8, dtype=torch.float64), share)
+    trained = Seen().double()
+    fit(trained, one, epochs=200, generator=seeded(), lr=0.05, weight_decay=0.0, drop=False)
+    torch.testing.assert_close(trained(one.decoded).softmax(1).detach(), share, rtol=0, atol=1e-3)
+
+
+# Randomness.
+
+
+def test_fit__repeats_for_a_seed_only():
+    first, again, other = (network() for _ in range(3))
+    for trained, seed in ((first, 1), (again, 1), (other, 2)):
+        fit(
+            trained,
+            examples(dtype=torch.float32),
+            epochs=3,
+            generator=seeded(seed),
+            batch=4,
+            augment=Augment(("crop", "color")),
+        )
+    assert torch.equal(weights(first), weights(again))
+    assert not torch.equal(weights(first), weights(other))
+
+
+def test_fit__leaves_the_global_random_state_and_the_images_untouched(random_state: Callable[[], object]):
+    held = examples(dtype=torch.float32)
+    images, before = held.decoded.clone(), random_state()
+    fit(network(), held, epochs=2, generator=seeded(), augment=Augment())
+    assert random_state() == before
+    assert torch.equal(held.decoded, images)
+
+
+# Augmentation.
+
+
+def test_augmentation__is_what_the_network_is_trained_on():
+    held, trained, expected = examples(), network().double(), network().double()
+    fit(trained, held, epochs=4, generator=seeded(), augment=Augment(("flip",), flip=1.0))
+    fit(expected, Held(held.decoded.flip(3), held.labels), epochs=4, generator=seeded())
+    torch.testing.assert_close(weights(trained), weights(expected), rtol=1e-9, atol=1e-11)
+
+
+def test_augmentation__is_drawn_for_every_image_of_every_batch():
+    ones = Held(torch.ones(20, 2, 8, 8), torch.arange(20) % 3)
+    seen = Seen()
+    fit(seen, ones, epochs=5, generator=seeded(), batch=10, augment=Augment(("cutout",)))
+    assert len(seen.shown) == 10
+    assert all((images == 0).any() for images in seen.shown)
+    assert all(len(images.unique(dim=0)) > 1 for images in seen.shown)
+    assert not any(torch.equal(seen.shown[0], later) for later in seen.shown[1:])
+
+
+def test_augmentation__has_one_operator_a_batch():
+    ones = Held(torch.ones(12, 2, 8, 8), torch.arange(12) % 3)
+    seen = Seen()
+    fit(seen, ones, epochs=40, generator=seeded(), batch=6, augment=Augment(("cutout", "color")))
+    cut = [[bool((image == 0).any()) for image in images] for images in seen.shown]
+    assert {any(batch) for batch in cut} == {True, False}
+    assert all(len(set(batch)) == 1 for batch in cut)
+
+
+# Learning.
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_fit__learns_the_toy_data(toy_data: ImageData, norm: str):
+    learner = build_network("convnet", toy_data.shape, 3, seeded(), width=8, depth=2, norm=norm)
+    before = accuracy(learner, toy_data.test)
+    fit(learner, toy_data.train, epochs=30, generator=seeded(), lr=0.05, batch=20)
+    assert before < 0.6
+    assert accuracy(learner, toy_data.test) > 0.9
+
+
+def test_accuracy__is_the_share_of_right_answers(toy_data: ImageData):
+    learner = build_network("convnet", toy_data.shape, 3, seeded(), width=8, depth=2)
+    right = 0
+    for i in range(len(toy_data.test)):
+        scores = learner(toy_data.test.images(torch.tensor([i])))[0].tolist()
+        right += scores.index(max(scores)) == int(toy_data.test.labels[i])
+    assert 0 < right < 30
+    assert accuracy(learner, toy_data.test) == right / 30
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_accuracy__does_not_depend_on_the_batch(toy_data: ImageData, norm: str):
+    learner = build_network("convnet", toy_data.shape, 3, seeded(), width=8, depth=2, norm=norm)
+    fit(learner, toy_data.train, epochs=2, generator=seeded())
+    order: Examples = toy_data.test.subset(torch.randperm(30, generator=seeded()))
+    found = {accuracy(learner, split, batch) for split in (toy_data.test, order) for batch in (1, 7, 30, 512)}
+    assert len(found) == 1
+    assert 0 < found.pop() < 1
+
+
+def test_fit_after_accuracy__trains_in_training_mode():
+    trained, expected = network(norm="batch"), network(norm="batch")
+    held = examples(dtype=torch.float32)
+    accuracy(trained, held)
+    for learner in (trained, expected):
+        fit(learner, held, epochs=2, generator=seeded())
+    assert torch.equal(weights(trained), weights(expected))
+
+
+def test_fit__scoring_after_an_epoch_does_not_change_the_training():
+    trained, expected = network(norm="batch"), network(norm="batch")
+    held = examples(dtype=torch.float32)
+    fit(trained, held, epochs=3, generator=seeded(), after_epoch=lambda epoch: accuracy(trained, held) and None)
+    fit(expected, held, epochs=3, generator=seeded())
+    assert torch.equal(weights(trained), weights(expected))
+
+
+def test_fit__gradients_left_from_before_have_no_effect():
+    trained, expected = network(), network()
+    held = examples(dtype=torch.float32)
+    trained(held.decoded).sum().backward()
+    for learner in (trained, expected):
+        fit(learner, held, epochs=1, generator=seeded())
+    assert torch.equal(weights(trained), weights(expected))
