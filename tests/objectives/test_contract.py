@@ -1,0 +1,91 @@
+"""What every objective promises over every storage that can be optimised: a table over both registries."""
+
+import math
+
+import pytest
+import torch
+
+from condensate import Augment, Compute, Streams, SyntheticDataset, build_network, class_major, from_arrays
+from condensate.objectives import OBJECTIVES
+from condensate.parameterizations import PARAMETERIZATIONS
+
+SHAPES = [(1, 8, 8), (3, 6, 10)]
+OPTIONS = {"lowrank": {"rank": 1}}
+STORAGES = [
+    name for name, cls in PARAMETERIZATIONS.items() if list(cls(1, (1, 8, 8), **OPTIONS.get(name, {})).parameters())
+]
+
+
+@pytest.fixture(params=SHAPES, ids=str)
+def data(request):
+    generator = Streams(0)("images")
+    labels = torch.arange(3).repeat(12)
+    levels = torch.tensor([40, 120, 200])[labels].view(-1, 1, 1, 1)
+    noise = torch.randint(-40, 40, (36, *request.param), generator=generator)
+    images = (levels + noise).to(torch.uint8)
+    return from_arrays(images, labels, images, labels)
+
+
+def parts(objective: str, storage: str, data, **options):
+    stored = PARAMETERIZATIONS[storage](6, data.shape, **OPTIONS.get(storage, {}))
+    stored.reset_(Streams(1)("start"))
+    synthetic = SyntheticDataset(stored, class_major(3, 2))
+    network = build_network("convnet", data.shape, 3, Streams(2)("net"), width=8, depth=2)
+    options = {"batch_real": 6} | options
+    return synthetic, OBJECTIVES[objective](data.train, network, Augment(), Streams(3), Compute(chunk=4), **options)
+
+
+every = pytest.mark.parametrize(("objective", "storage"), [(o, s) for o in OBJECTIVES for s in STORAGES])
+
+
+@every
+def test_episode__finite_scalar_that_reaches_every_stored_tensor(objective, storage, data):
+    synthetic, matching = parts(objective, storage, data)
+    for loss in matching.episode(synthetic, 0):
+        assert loss.shape == ()
+        assert math.isfinite(loss)
+        assert not loss.requires_grad
+        for parameter in synthetic.parameterization.parameters():
+            assert parameter.grad is not None
+            of_image = parameter.grad.flatten(1).abs().sum(1)
+            assert bool((of_image > 0).all())
+
+
+@every
+def test_episode__adds_to_what_is_there(objective, storage, data):
+    synthetic, matching = parts(objective, storage, data)
+    next(iter(matching.episode(synthetic, 0)))
+    once = [p.grad.clone() for p in synthetic.parameters()]
+    next(iter(matching.episode(synthetic, 0)))
+    for parameter, first in zip(synthetic.parameters(), once, strict=True):
+        torch.testing.assert_close(parameter.grad, 2 * first)
+
+
+@every
+def test_episode__repeats_and_leaves_global_randomness_alone(objective, storage, data, random_state):
+    before = random_state()
+    losses = [
+        [float(loss) for loss in parts(objective, storage, data)[1].episode(parts(objective, storage, data)[0], 5)]
+    ]
+    losses.append(
+        [float(loss) for loss in parts(objective, storage, data)[1].episode(parts(objective, storage, data)[0], 5)]
+    )
+    assert losses[0] == losses[1]
+    assert random_state() == before
+
+
+@every
+def test_planned__counts_what_goes_through_the_network(objective, storage, data):
+    work = OBJECTIVES[objective].planned(3, 6, batch_real=6)
+    synthetic, matching = parts(objective, storage, data)
+    seen = {False: 0, True: 0}
+    for network in {matching.network, matching.low}:
+        original = network.features
+
+        def counting(images, original=original):
+            seen[torch.is_grad_enabled()] += len(images)
+            return original(images)
+
+        network.features = counting
+    list(matching.episode(synthetic, 0))
+    assert (seen[False], seen[True]) == (work.features, work.gradients)
