@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import published
-from condensate import Compute, Streams, SyntheticDataset, build_network, from_arrays, load_data
+from condensate import Augment, Compute, Streams, SyntheticDataset, build_network, from_arrays, load_data
 from condensate.assemble import objective, start
 from condensate.compute import has_bfloat16
 from condensate.console import show_table
 from condensate.data import ImageData
-from condensate.objectives import DistributionMatching
+from condensate.objectives import DistributionMatching, GradientMatching, Objective
 from condensate.recipe import resolve
 from condensate.runs import environment
 
@@ -108,7 +108,7 @@ def dm_rows(method: str, data: ImageData, repeats: int) -> list[Row]:
 
 def episode(matching: object, synthetic: SyntheticDataset) -> Callable[[], object]:
     """An episode and its update."""
-    assert isinstance(matching, DistributionMatching)
+    assert isinstance(matching, Objective)
     optimizer = torch.optim.SGD(synthetic.parameters(), 1.0, 0.5)
 
     def run() -> None:
@@ -117,6 +117,33 @@ def episode(matching: object, synthetic: SyntheticDataset) -> Callable[[], objec
             optimizer.zero_grad()
 
     return run
+
+
+def dc_rows(data: ImageData, repeats: int) -> list[Row]:
+    """A fresh network matched once by DC on CIFAR-10 at IPC 1, pixels, and its update."""
+    recipe = resolve("cifar10-dm-ipc1")
+    device = data.train.raw.device
+    streams = Streams(0, device)
+    generator = Streams(0)("published")
+    ways: dict[str, Callable[[], object]] = {}
+
+    plain = start(recipe, data, streams)
+    optimizer = torch.optim.SGD(plain.parameters(), 0.1, 0.5)
+    real = [data.train.images((data.train.labels == label).nonzero().flatten()) for label in range(10)]
+    ways["published"] = lambda: published.dc_episode(
+        lambda: build_network("convnet", data.shape, 10, streams("net")),
+        real,
+        lambda label: plain.images(torch.arange(len(plain), device=device).view(10, -1)[label]),
+        optimizer,
+        generator,
+    )
+    for name, compute in WAYS.items():
+        if compute.precision == torch.float32 or has_bfloat16(device):
+            network = build_network("convnet", data.shape, 10, streams("net"))
+            matching = GradientMatching(data.train, network, Augment([]), streams, compute)
+            ways[name] = episode(matching, start(recipe, data, streams))
+    images = 3 * 2560 + 7 * len(plain)
+    return interleaved("dc matching step, IPC 1", ways, images * operations_per_image(data), repeats)
 
 
 def feature_rows(data: ImageData, repeats: int) -> list[Row]:
@@ -183,6 +210,8 @@ def main() -> None:
     for method in ("dm", "lodm"):
         torch._dynamo.reset()
         rows += dm_rows(method, data, repeats)
+    torch._dynamo.reset()
+    rows += dc_rows(data, repeats)
     shown, written = [], []
     for row in rows:
         base = next(r for r in rows if r.work == row.work and r.way == "published")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample, pad
+from torch.nn.functional import affine_grid, cross_entropy, grid_sample, pad
 
 OPS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
@@ -83,6 +83,44 @@ def dm_episode(
         target = net.features(change(batch)).detach()  # type: ignore[operator]
         seen = net.features(change(images(label)))  # type: ignore[operator]
         loss = loss + (target.mean(0) - seen.mean(0)).square().sum()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return float(loss.detach())
+
+
+def dc_episode(
+    network: Callable[[], torch.nn.Module],
+    real: list[Tensor],
+    images: Callable[[int], Tensor],
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    batch_real: int = 256,
+) -> float:
+    """One matching step of DC: a fresh network, the graphs of all classes held until one backward, one step.
+
+    Args:
+        network: Makes a freshly initialised network.
+        real: Normalised real images, a tensor (n, C, H, W) a class.
+        images: Synthetic images of a class, with graph.
+        optimizer: Of what ``images`` reads.
+        generator: Draws batches.
+        batch_real: Real images a class.
+    """
+    net = network().train()
+    parameters = list(net.parameters())
+    loss = torch.zeros((), device=real[0].device)
+    for label, of_class in enumerate(real):
+        batch = of_class[torch.randperm(len(of_class), generator=generator)[:batch_real]]
+        target = cross_entropy(net(batch), torch.full((len(batch),), label, device=batch.device))
+        theirs = [gradient.detach().clone() for gradient in torch.autograd.grad(target, parameters)]
+        mine = images(label)
+        seen = cross_entropy(net(mine), torch.full((len(mine),), label, device=mine.device))
+        ours = torch.autograd.grad(seen, parameters, create_graph=True)
+        for a, b in zip(ours, theirs):
+            if a.ndim > 1:
+                a, b = a.flatten(1), b.flatten(1)
+                loss = loss + (1 - (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1) + 1e-6)).sum()
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

@@ -1,4 +1,4 @@
-"""Train a network of your own on a condensed set, a torch.utils.data.Dataset: python examples/own_loop.py RUN_FOLDER."""
+"""Train a network of your own on a condensed set, a torch Dataset. Run: python examples/own_loop.py RUN_FOLDER."""
 
 import sys
 

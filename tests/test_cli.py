@@ -121,6 +121,29 @@ def test_evaluate__saved_set_alone(capsys, tmp_path):
     assert scores[0]["accuracies"][:2] == first
 
 
+def test_evaluate__networks_by_name_variant_and_list(capsys, tmp_path):
+    changes = ["--data.size", "16", "--evaluate.repeats", "1", "--condense.episodes", "0", "--compare", "[]"]
+    assert main(["run", "digits-lodm", *QUICK, *changes, "--out", "here"]) == 0
+    capsys.readouterr()
+
+    def scored(networks: str) -> list[str]:
+        (tmp_path / "s.json").unlink(missing_ok=True)
+        assert main(["evaluate", "here", "--evaluate.networks", networks, "--out", "s.json"]) == 0
+        rows = [score["network"] for score in json.loads((tmp_path / "s.json").read_text())["evaluation"]]
+        text = capsys.readouterr().out
+        assert all(row in text for row in rows)
+        return rows
+
+    assert scored("convnet-d1,mlp") == ["convnet-d1", "mlp"]
+    assert scored("lenet,depths,convnet-d2") == ["lenet", "convnet-d1", "convnet-d2", "convnet-d3", "convnet-d4"]
+    assert "unknown network 'convnet-d11'; did you mean 'convnet-d1'?" in fails(
+        capsys, "evaluate", "here", "--evaluate.networks", "mlp,convnet-d11"
+    )
+    assert "unknown network 'dephts'; did you mean 'depths'?" in fails(
+        capsys, "evaluate", "here", "--evaluate.networks", "dephts"
+    )
+
+
 @pytest.mark.filterwarnings("default")
 def test_own_folder__condensed_in_one_call(capsys, tmp_path):
     folder_of_images(tmp_path / "photos")
@@ -152,6 +175,11 @@ def test_own_folder__condensed_in_one_call(capsys, tmp_path):
         (["run", "digits-lodm", "--budget.bytes", "100"], "either ipc or bytes"),
         (["run", "digits-lodm", "--network.depth", "9"], "the largest depth is 3"),
         (["run", "digits-lodm", "--evaluate.networks", "convnt"], "unknown network 'convnt'; did you mean 'convnet'"),
+        (
+            ["run", "digits-lodm", "--evaluate.networks", "mlp,depths"],
+            "convnet-d4: a 8x8 image is too small for depth 4",
+        ),
+        (["plan", "digits-lodm", "--evaluate.networks", "vgg11"], "vgg11: a 8x8 image is too small"),
         (["run", "digits-lodm", "--compare", "[fll]"], "unknown row to compare with 'fll'; did you mean 'full'"),
         (["run", "cifar10-dm-ipc1", "--data.path", "nowhere"], "nowhere"),
         (["run", "--resume", "nowhere"], "nowhere holds no run to go on with"),

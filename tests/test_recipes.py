@@ -1,5 +1,7 @@
 """Shipped recipes: all load, all run at toy size, twins differ where they may; loading is strict."""
 
+import re
+
 import pytest
 import torch
 import yaml
@@ -9,17 +11,17 @@ from condensate.recipe import complete, find, merge, resolve, shipped
 
 EXPECTED = {
     "digits": 2,
-    "mnist": 6,
+    "mnist": 14,
     "fashion-mnist": 6,
-    "cifar10": 6,
-    "cifar100": 4,
+    "cifar10": 12,
+    "cifar100": 12,
     "tinyimagenet": 4,
     "folder": 4,
 }
 
 
 def data_of(name: str) -> str:
-    return name.split("-lodm")[0].split("-dm")[0]
+    return re.sub(r"-(lo)?(dm|dc|dsa)(-ipc\d+)?$", "", name)
 
 
 def test_shipped__as_many_as_counted():
@@ -36,9 +38,9 @@ def test_shipped__complete_and_with_a_source(name):
     assert "flip" not in recipe["augment"]["ops"] or data_of(name) not in ("digits", "mnist")
 
 
-@pytest.mark.parametrize("name", [name for name in shipped() if "lodm" in name])
+@pytest.mark.parametrize("name", [name for name in shipped() if "-lo" in name])
 def test_shipped__twins_differ_in_storage_and_at_most_learning_rate(name):
-    low, base = resolve(name).values, resolve(name.replace("lodm", "dm")).values
+    low, base = resolve(name).values, resolve(name.replace("-lo", "-")).values
     assert low.pop("parameterization")["name"] == "lowrank"
     assert base.pop("parameterization") == {"name": "pixels"}
     for values in (low, base):
@@ -68,6 +70,26 @@ def test_shipped__recorded_settings(name, rank, lr, ops):
     assert recipe["objective"] == {"name": "dm", "batch_real": 256}
     assert recipe["start"] == {"name": "noise", "pixel_std": None}
     assert (recipe.evaluate.repeats, recipe.evaluate.epochs, recipe["network"]["width"]) == (20, 1000, 128)
+
+
+@pytest.mark.parametrize(
+    ("name", "rank", "loops", "epochs", "ops"),
+    [
+        ("cifar10-lodc-ipc1", 2, (1, 1), 300, 0),
+        ("cifar10-lodc-ipc10", 2, (10, 50), 300, 0),
+        ("cifar10-lodsa-ipc1", 2, (1, 1), 1000, 6),
+        ("cifar100-lodsa-ipc10", 8, (10, 50), 1000, 6),
+        ("mnist-lodc-ipc10", 2, (10, 50), 1000, 0),
+        ("mnist-lodsa-ipc1", 2, (1, 1), 1000, 5),
+    ],
+)
+def test_shipped__recorded_settings_of_gradient_matching(name, rank, loops, epochs, ops):
+    recipe = resolve(name)
+    assert recipe["parameterization"]["rank"] == rank
+    assert (recipe.condense.lr, recipe.condense.episodes, recipe.evaluate.epochs) == (0.1, 1000, epochs)
+    assert (recipe["objective"]["outer_loop"], recipe["objective"]["inner_loop"]) == loops
+    assert len(recipe["augment"]["ops"]) == ops
+    assert recipe["objective"]["distance"] == "layerwise"
 
 
 def test_resolve__file__keys_over_defaults(tmp_path):

@@ -138,6 +138,35 @@ def test_resume__stopped_anywhere__equals_uninterrupted(tmp_path, monkeypatch, m
     assert not (tmp_path / "parts" / "checkpoints").exists()
 
 
+def test_resume__same_and_a_network_of_its_name__keep_their_own_scores(tmp_path, monkeypatch):
+    recipe = tiny(evaluate={"networks": ["same", "convnet"]})
+    whole = carried_out(recipe, tmp_path / "whole")["digits-lodm"]["evaluation"]
+    ready = runs.prepare(recipe, session(TINY)).at(tmp_path / "parts", 0)
+    with monkeypatch.context() as patch:  # stopped when all is scored
+        patch.setattr(runs._Row, "result", lambda *a: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            ready.run()
+    resumed = runs.reopen(tmp_path / "parts", DEVICE, session().display).run()["digits-lodm"]["evaluation"]
+    assert [score["network"] for score in whole] == ["convnet", "convnet"]
+    assert whole[0]["accuracies"] != whole[1]["accuracies"]
+    assert resumed == whole
+
+
+def test_prepare__network_too_small_for_the_images__nothing_is_written(tmp_path):
+    with pytest.raises(UserError, match=r"evaluate.networks: convnet-d4: .*the largest depth is 3"):
+        carried_out(tiny(evaluate={"networks": ["same", "depths"]}), tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", runs.assemble.NETWORKS)
+def test_run__under_any_network(name, tmp_path):
+    """Matched and scored on it: its options are recipe keys."""
+    network = {"name": name} | ({"norm": "batch"} if name in ("vgg11", "resnet18") else {})
+    few = {"objective": {"batch_real": 2}, "condense": {"episodes": 1}, "evaluate": {"epochs": 1, "repeats": 1}}
+    results = carried_out(resolve("digits-lodm", TINY | few | {"network": network, "data": {"size": 16}}), tmp_path)
+    assert results["digits-lodm"]["evaluation"][0]["network"] == name
+
+
 def test_resume__finished__reads_the_results(tmp_path):
     results = carried_out(tiny(), tmp_path)
     assert runs.reopen(tmp_path, DEVICE, session().display).run() == results

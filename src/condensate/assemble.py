@@ -14,11 +14,11 @@ from condensate.augment import Augment
 from condensate.compute import Compute, ComputeOptions
 from condensate.coresets import embed
 from condensate.data import ImageData, Split, from_arrays, load
-from condensate.errors import UserError
-from condensate.networks import Network, build
+from condensate.errors import UserError, unknown
+from condensate.networks import LISTS, NETWORKS, VARIANTS, Network, build
 from condensate.objectives import OBJECTIVES, Objective
 from condensate.parameterizations import PARAMETERIZATIONS, Shape, capacity
-from condensate.recipe import Recipe
+from condensate.recipe import Recipe, Values
 from condensate.starts import STARTS
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset, class_major
@@ -57,6 +57,33 @@ def baseline(recipe: Recipe, row: str, data: ImageData) -> Recipe:
 def network(recipe: Recipe, shape: Shape, classes: int, generator: torch.Generator) -> Network:
     """The recipe's network, initialised."""
     return build(recipe["network"]["name"], shape, classes, generator, **recipe.options("network"))
+
+
+def networks_of(recipe: Recipe, shape: Shape, classes: int) -> list[tuple[str, str, Values]]:
+    """The networks a recipe's evaluation names, lists in place of their names: (name, registry name, keywords).
+
+    Raises:
+        UserError: A name is unknown, or the images are too small for a network.
+    """
+    listed: list[tuple[str, str, Values]] = []
+    for given in recipe.evaluate.networks:
+        for name in LISTS.get(given, (given,)):
+            if name == "same":
+                registered, options = recipe["network"]["name"], recipe.options("network")
+            elif name in NETWORKS:
+                registered, options = name, {}
+            elif name in VARIANTS:
+                registered, options = VARIANTS[name]
+            else:
+                raise unknown("network", name, ["same", *NETWORKS, *VARIANTS, *LISTS])
+            try:
+                NETWORKS[registered](shape, classes, **options)
+            except UserError as error:
+                raise error if name == "same" else UserError(f"evaluate.networks: {name}: {error}") from error
+            entry = (registered if name == "same" else name, registered, dict(options))
+            if entry not in listed:
+                listed.append(entry)
+    return listed
 
 
 def images_per_class(recipe: Recipe, classes: int, shape: Shape) -> int:

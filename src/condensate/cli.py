@@ -179,11 +179,12 @@ def _recipes(options: argparse.Namespace, keys: Values) -> None:
     rows = []
     for name in shipped():
         if options.part in name:
-            about = find(name)[2]
-            rows.append([name, about["source"], about.get("cost", "see: condensate plan " + name)])
+            _, values, about = find(name)
+            rows.append([name, about.get("cost", f"{values['condense']['episodes']:,} episodes"), about["source"]])
     if not rows:
         raise unknown("recipe", options.part, shipped())
-    show_table("", ["recipe", "source", "cost"], rows)
+    show_table("", ["recipe", "cost", "source"], rows, prose=True)
+    print("what a recipe takes on this machine: condensate plan RECIPE")
 
 
 def _show_options(parser: argparse.ArgumentParser) -> None:

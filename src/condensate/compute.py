@@ -22,7 +22,7 @@ class Compute:
 
     Args:
         compiled: Whether its programs go through ``torch.compile``.
-        precision: Of what carries no gradient (the features of real images).
+        precision: Of what carries no gradient to the pixels (the features or parameter gradients of real images).
         chunk: Images that go through a network at once; activation memory is that of one chunk.
     """
 
@@ -46,7 +46,7 @@ class ComputeOptions:
 
     Args:
         compile: auto compiles where a C++ compiler is at hand and the planned run is long enough to win it back.
-        precision: Of the features of real images, which carry no gradient. auto is bfloat16 where the machine has
+        precision: Of the features or parameter gradients of real images. auto is bfloat16 where the machine has
             instructions for it, else float32.
         chunk: Images that go through a network at once, the memory knob.
     """

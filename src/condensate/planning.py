@@ -9,11 +9,13 @@ from hashlib import sha256
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
 
 from condensate import assemble
 from condensate.atomic import replacing
 from condensate.data import KNOWN, ImageData
 from condensate.data.cache import folder as cache_folder
+from condensate.networks import NETWORKS, Network
 from condensate.objectives import OBJECTIVES
 from condensate.parameterizations import PARAMETERIZATIONS, Shape
 from condensate.recipe import Recipe
@@ -80,7 +82,7 @@ def plan(recipe: Recipe, device: torch.device) -> Plan:
     batch = min(256, images)
     rates = _rates(settled, shape, classes, batch, device)
     options, evaluated = recipe.condense, recipe.evaluate
-    trained = len(evaluated.networks) * evaluated.repeats * evaluated.epochs * images
+    trained = _evaluated_work(recipe, shape, classes) * evaluated.repeats * evaluated.epochs * images
     chunk = recipe["compute"]["chunk"]
     activations = max(_activations(recipe, shape, classes) * max(min(chunk, images), batch), 0)
     return Plan(
@@ -105,6 +107,19 @@ def _data(recipe: Recipe) -> tuple[Shape, int, int]:
         return KNOWN[name].shape, KNOWN[name].classes, 0
     data: ImageData = assemble.image_data(recipe, torch.device("cpu"))
     return data.shape, len(data.classes), data.train.raw.numel() + data.test.raw.numel()
+
+
+def _evaluated_work(recipe: Recipe, shape: Shape, classes: int) -> float:
+    """Operations of one network of each kind that scores, in those of the recipe's own."""
+    own = _operations(NETWORKS[recipe["network"]["name"]](shape, classes, **recipe.options("network")), shape)
+    networks = assemble.networks_of(recipe, shape, classes)
+    return sum(_operations(NETWORKS[name](shape, classes, **options), shape) / own for _, name, options in networks)
+
+
+def _operations(network: Network, shape: Shape) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.to("meta")(torch.zeros(2, *shape, device="meta"))
+    return counter.get_total_flops()
 
 
 def _rates(recipe: Recipe, shape: Shape, classes: int, batch: int, device: torch.device) -> Rates:

@@ -78,7 +78,7 @@ class Evaluate:
     """How networks are trained on the result and scored.
 
     Args:
-        networks: Names of networks; "same" is the recipe's own.
+        networks: Names of networks, variants and lists of them (see the guide); "same" is the recipe's own.
         repeats: Networks of each kind.
         epochs: Passes over the synthetic set.
         epochs_full: Passes over the full training set, for the row "full".
@@ -189,7 +189,7 @@ def _shipped() -> dict[str, tuple[Values, dict[str, str]]]:
         if file.name == "methods.yaml" or not file.name.endswith(".yaml"):
             continue
         sheet = yaml.safe_load(file.read_text())
-        for pattern, cell in sheet["pairs"].items():
+        for name, cell in sheet["pairs"].items():
             cell = dict(cell)
             base, low, about = cell.pop("method"), cell.pop("lo"), cell.pop("about")
             for method, extra in ((base, {}), (f"lo{base}", low)):
@@ -197,7 +197,7 @@ def _shipped() -> dict[str, tuple[Values, dict[str, str]]]:
                 for layer in (sheet["common"], methods[method], cell, extra):
                     values = merge(values, layer)
                 spoken = {key: text[method] if isinstance(text, dict) else text for key, text in about.items()}
-                recipes[pattern.format(method)] = (values, spoken)
+                recipes[name.replace(f"-{base}", f"-{method}")] = (values, spoken)
     return recipes
 
 

@@ -23,7 +23,6 @@ from condensate.data import KNOWN, ImageData
 from condensate.errors import UserError, unknown
 from condensate.evaluation import Score, evaluate
 from condensate.loop import Progress, condense
-from condensate.networks import NETWORKS
 from condensate.pictures import save_grid
 from condensate.recipe import Recipe, Values, complete, find, merge, resolve, shipped
 from condensate.streams import Streams
@@ -77,9 +76,10 @@ def check_free(folder: Path) -> None:
 def smoked(recipe: Recipe) -> Recipe:
     """The recipe at toy size."""
     network = {"width": 8} if "width" in recipe["network"] else {}
+    loops = {"outer_loop": 2, "inner_loop": 1} if "outer_loop" in recipe["objective"] else {}
     return recipe.with_values(
         network=network,
-        objective={"batch_real": 4},
+        objective={"batch_real": 4} | loops,
         compute={"compile": "never", "precision": "float32"},
         condense={"episodes": 1},
         evaluate={"repeats": 1, "epochs": 1, "epochs_full": 1, "split": "test"},
@@ -150,9 +150,9 @@ def reopen(folder: Path, device: torch.device, display: Display) -> Run:
 
 
 def _settled(recipe: Recipe, data: ImageData, session: Session) -> Recipe:
-    """The recipe of a row with nothing left to choose; raises if its budget holds no image or a network is unknown."""
+    """The recipe of a row with nothing left to choose; raises if a network or the budget does not suit the images."""
     classes, shape = len(data.classes), data.shape
-    networks_of(recipe)
+    assemble.networks_of(recipe, shape, classes)
     images = classes * assemble.images_per_class(recipe, classes, shape)
     return assemble.settle_compute(recipe, shape, classes, images, session.device)
 
@@ -337,17 +337,19 @@ def score(
         display: Shows the progress.
         title: Of the progress.
         full: Whether ``examples`` are the full training set, which has its own number of epochs.
-        done: Accuracies known from before, by network.
-        keep: Called with a network's name and accuracies after each.
+        done: Accuracies known from before, by network, as ``keep`` named it.
+        keep: Called with a network's place and name in the evaluation, and accuracies, after each.
     """
     options, scores = recipe.evaluate, []
-    for name, registered, keywords in networks_of(recipe):
-        before = (done or {}).get(name, [])
+    networks = assemble.networks_of(recipe, data.shape, len(data.classes))
+    for number, (name, registered, keywords) in enumerate(networks):
+        key = f"{number} {name}"  # "same" and a name may stand for one network under two sets of options
+        before = (done or {}).get(key, [])
         with display.work(f"{title} {name}", options.repeats, len(before)) as step:
 
-            def after(accuracies: Sequence[float], name: str = name, step: Step = step) -> None:
+            def after(accuracies: Sequence[float], key: str = key, step: Step = step) -> None:
                 if keep:
-                    keep(name, accuracies)
+                    keep(key, accuracies)
                 step(len(accuracies), f"last {100 * accuracies[-1]:.1f} %")
 
             measured = evaluate(
@@ -366,19 +368,6 @@ def score(
             )
         scores.append(replace(measured, network=name))
     return scores
-
-
-def networks_of(recipe: Recipe) -> list[tuple[str, str, Values]]:
-    """The networks a recipe's evaluation names: (as named, registry name, constructor's keywords)."""
-    listed = []
-    for name in recipe.evaluate.networks:
-        if name == "same":
-            listed.append((recipe["network"]["name"], recipe["network"]["name"], recipe.options("network")))
-        elif name in NETWORKS:
-            listed.append((name, name, {}))
-        else:
-            raise unknown("network", name, [*NETWORKS, "same"])
-    return listed
 
 
 def as_json(score: Score) -> Values:

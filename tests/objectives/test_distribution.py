@@ -204,3 +204,19 @@ def test_activation_memory__does_not_grow_with_batch_classes_or_images(real):
     objective.network.blocks.forward = lambda images: (seen.append(len(images)), original(images))[1]
     list(objective.episode(synthetic(each=11), 0))
     assert max(seen) == 5
+
+
+def test_planned__counts_what_goes_through_the_network(real):
+    objective, of = matching(real, Compute(precision=torch.bfloat16)), synthetic()
+    seen = {False: 0, True: 0}
+    for network in (objective.network, objective.low):
+        original = network.features
+
+        def counting(images, original=original):
+            seen[torch.is_grad_enabled()] += len(images)
+            return original(images)
+
+        network.features = counting
+    list(objective.episode(of, 0))
+    work = DistributionMatching.planned(CLASSES, len(of), batch_real=BATCH)
+    assert (seen[False], seen[True]) == (work.features, work.gradients)

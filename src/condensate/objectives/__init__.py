@@ -2,7 +2,8 @@
 
 from condensate.objectives.base import Objective, Work
 from condensate.objectives.distribution import DistributionMatching
+from condensate.objectives.gradient import GradientMatching
 
-OBJECTIVES: dict[str, type[Objective]] = {"dm": DistributionMatching}
+OBJECTIVES: dict[str, type[Objective]] = {"dm": DistributionMatching, "dc": GradientMatching}
 
-__all__ = ["OBJECTIVES", "DistributionMatching", "Objective", "Work"]
+__all__ = ["OBJECTIVES", "DistributionMatching", "GradientMatching", "Objective", "Work"]

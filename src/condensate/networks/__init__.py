@@ -1,0 +1,59 @@
+"""The networks that match features and are trained on the synthetic images: one family a file."""
+
+from typing import Any
+
+import torch
+
+from condensate.networks.base import ACTIVATIONS, NORMS, POOLINGS, Network, Shape, choose
+from condensate.networks.convnet import ConvNet
+from condensate.networks.plain import MLP, AlexNet, LeNet
+from condensate.networks.resnet import ResNet18
+from condensate.networks.variants import LISTS, VARIANTS
+from condensate.networks.vgg import VGG11
+from condensate.networks.vit import ViT
+
+NETWORKS: dict[str, type[Network]] = {
+    "convnet": ConvNet,
+    "mlp": MLP,
+    "lenet": LeNet,
+    "alexnet": AlexNet,
+    "vgg11": VGG11,
+    "resnet18": ResNet18,
+    "vit": ViT,
+}
+
+
+def build(name: str, shape: Shape, classes: int, generator: torch.Generator, **options: Any) -> Network:
+    """A freshly initialised network on the generator's device.
+
+    Args:
+        name: A key of ``NETWORKS``.
+        shape: Of one image, (C, H, W).
+        classes: Number of classes.
+        generator: Where the initialisation is drawn from.
+        **options: The network's own, as for its constructor.
+    """
+    network: Network = choose(NETWORKS, name, "network")(shape, classes, **options)
+    network.to(generator.device)
+    network.reset_(generator)
+    return network
+
+
+__all__ = [
+    "ACTIVATIONS",
+    "LISTS",
+    "MLP",
+    "NETWORKS",
+    "NORMS",
+    "POOLINGS",
+    "VARIANTS",
+    "VGG11",
+    "AlexNet",
+    "ConvNet",
+    "LeNet",
+    "Network",
+    "ResNet18",
+    "Shape",
+    "ViT",
+    "build",
+]

@@ -1,0 +1,107 @@
+"""The interface of every network, and the layers they choose from."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from condensate.errors import UserError, unknown
+
+Shape = tuple[int, int, int]
+Activation = Literal["relu", "leaky-relu", "sigmoid", "swish"]
+Norm = Literal["none", "instance", "batch", "layer", "group"]
+Pooling = Literal["none", "avg", "max"]
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky-relu": nn.LeakyReLU,
+    "sigmoid": nn.Sigmoid,
+    "swish": nn.SiLU,
+}
+
+POOLINGS: dict[str, Callable[[], nn.Module]] = {
+    "none": nn.Identity,
+    "avg": lambda: nn.AvgPool2d(2),
+    "max": lambda: nn.MaxPool2d(2),
+}
+
+NORMS: dict[str, Callable[[Shape], nn.Module]] = {
+    "none": lambda shape: nn.Identity(),
+    "instance": lambda shape: nn.GroupNorm(shape[0], shape[0]),
+    "batch": lambda shape: nn.BatchNorm2d(shape[0]),
+    "layer": lambda shape: nn.LayerNorm(shape),
+    "group": lambda shape: nn.GroupNorm(4, shape[0]),
+}
+
+
+class Network(nn.Module, ABC):
+    """A classifier with a feature extractor.
+
+    Construction draws nothing and leaves the parameters unset; ``reset_`` initialises them, and again and again in
+    place, so that compiled programs that hold them stay valid.
+
+    Every network takes images of any size and number of channels that leave it a feature map: the last one is
+    flattened, and the classifier is as wide as that. At the sizes of the papers these are the published networks.
+    """
+
+    @abstractmethod
+    def features(self, images: Tensor) -> Tensor:
+        """What the classifier sees: (n, C, H, W) -> (n, D)."""
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """Class scores: (n, C, H, W) -> (n, K)."""
+
+    @property
+    def batch_statistics(self) -> bool:
+        """Whether an image's features depend on the other images of its batch."""
+        return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.modules())
+
+    @torch.no_grad()
+    def reset_(self, generator: torch.Generator) -> None:
+        """Draw PyTorch's default initialisation anew, in place, and forget running statistics.
+
+        Weights and biases of linear and convolution layers are uniform within 1/sqrt(fan in); normalisation layers
+        start as the identity.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                bound = module.weight[0].numel() ** -0.5
+                for parameter in module.parameters(recurse=False):
+                    _uniform_(parameter, bound, generator)
+            elif isinstance(module, nn.GroupNorm | nn.LayerNorm | nn.modules.batchnorm._BatchNorm):
+                module.reset_parameters()
+
+
+def choose(registry: dict[str, Any], name: str, kind: str) -> Any:
+    """The entry of a registry; the error for an unknown name says the nearest."""
+    if name not in registry:
+        raise unknown(kind, name, registry)
+    return registry[name]
+
+
+def normalisation(norm: str, maps: Shape, image: Shape) -> nn.Module:
+    """The layer that normalises feature maps of a shape, in a network for images of a shape.
+
+    Raises:
+        UserError: It would make every image zero.
+    """
+    if norm == "instance" and maps[1] * maps[2] == 1:
+        raise UserError(
+            f"a {image[1]}x{image[2]} image is too small for this network with instance normalisation: it shrinks to "
+            "one pixel a channel, which becomes zero; use batch normalisation, or larger images: --data.size 32"
+        )
+    layer: nn.Module = choose(NORMS, norm, "normalisation")(maps)
+    return layer
+
+
+def first_padding(image: Shape, usual: int) -> int:
+    """Padding of the first convolution: the published networks make gray 28x28 images 32x32 there."""
+    return usual + 2 if image == (1, 28, 28) else usual
+
+
+def _uniform_(parameter: Tensor, bound: float, generator: torch.Generator) -> None:
+    # Drawn contiguously, so that the numbers do not depend on the parameter's memory format.
+    parameter.copy_(torch.empty(parameter.shape, device=generator.device).uniform_(-bound, bound, generator=generator))

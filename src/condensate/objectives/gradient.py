@@ -1,0 +1,268 @@
+"""Gradient matching: DC, with siamese augmentation DSA, and over low-rank storage LoDC and LoDSA."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, grad_and_value
+from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from condensate.augment import Augment, Transform, transform
+from condensate.compute import Compute
+from condensate.data import Split
+from condensate.errors import UserError, unknown
+from condensate.networks import Network
+from condensate.objectives.base import Objective, Work
+from condensate.streams import Streams
+from condensate.synthetic import SyntheticDataset
+from condensate.training import Examples, Held, fit
+
+Named = dict[str, Tensor]
+State = tuple[Named, Named]  # parameters and buffers
+Reader = Callable[[Tensor], tuple[Tensor, ...]]
+Distance = Callable[[Named, Named], Tensor]
+
+EPSILON = 1e-6  # in the denominator of every cosine, as published
+STATISTICS_IMAGES = 16  # real images a class that move the running statistics of BatchNorm, as published
+
+
+def row_cosine_distance(ours: Named, theirs: Named) -> Tensor:
+    """Sum over parameters of two or more dimensions, and over their rows, of one minus the cosine; a scalar.
+
+    A row is what makes one output: of a convolution O x I x k x k one of O, of a linear layer one unit's weights, of
+    layer normalisation C x H x W one channel. Parameters of one dimension (biases, scales) count nothing, as in the
+    released code. Zhao et al., ICLR 2021, section 2.4.
+    """
+    pairs = [(gradient.flatten(1), theirs[name].flatten(1)) for name, gradient in ours.items() if gradient.ndim > 1]
+    return torch.stack([_cosine_distances(a, b).sum() for a, b in pairs]).sum()
+
+
+def cosine_distance(ours: Named, theirs: Named) -> Tensor:
+    """One minus the cosine of all parameters' gradients taken as one vector; a scalar."""
+    return _cosine_distances(*(torch.cat([g.flatten() for g in (side[n] for n in ours)]) for side in (ours, theirs)))
+
+
+def squared_distance(ours: Named, theirs: Named) -> Tensor:
+    """Squared Euclidean distance of all parameters' gradients; a scalar."""
+    return torch.stack([(gradient - theirs[name]).square().sum() for name, gradient in ours.items()]).sum()
+
+
+def inner_product(ours: Named, theirs: Named) -> Tensor:
+    """Sum over all parameters of the product; a scalar."""
+    return torch.stack([(gradient * theirs[name]).sum() for name, gradient in ours.items()]).sum()
+
+
+def _cosine_distances(a: Tensor, b: Tensor) -> Tensor:
+    lengths = torch.linalg.vector_norm(a, dim=-1) * torch.linalg.vector_norm(b, dim=-1)
+    return 1 - (a * b).sum(-1) / (lengths + EPSILON)
+
+
+DISTANCES: dict[str, Distance] = {"layerwise": row_cosine_distance, "mse": squared_distance, "cosine": cosine_distance}
+
+
+class GradientMatching(Objective):
+    """Match, class by class, the gradient that real and synthetic images give a network while it learns.
+
+    Each episode draws a network theta and ``outer_loop`` times adds the gradient of
+
+        sum over classes c of D(grad L(theta; T_c(synthetic_c)), grad L(theta; T_c(real_c)))
+
+    where L is the mean cross-entropy and T_c the class's augmentation; between, theta is trained on the synthetic set
+    for ``inner_loop`` epochs. Without augmentation this is DC: Zhao et al., "Dataset Condensation with Gradient
+    Matching", ICLR 2021, algorithm 1; with it DSA: Zhao & Bilen, "Dataset Condensation with Differentiable Siamese
+    Augmentation", ICML 2021.
+
+    The gradient through the gradient is one ``torch.func`` program a class, which compiles, and no class waits for
+    another. Real batches run chunk by chunk in the precision of ``compute``. A class of more synthetic images than a
+    chunk runs twice: for its gradient g, then each chunk for the pixel gradient of <its gradient, dD/dg>; both are
+    equal to one big graph. BatchNorm layers take in 16 real images of every class before each match and are frozen
+    during it, as published, so that chunks are exact for them too.
+
+    Args:
+        real: Training images.
+        network: Re-initialised in place every episode and trained within; its type is that of the computation.
+        augment: Drawn once a class and match, applied to real and synthetic images alike (siamese); training draws
+            its own. No operators: images as they are.
+        streams: Source of the networks, batches, augmentations and the order of training.
+        compute: Precision of real gradients, compilation and chunk.
+        outer_loop: Matches an episode, each of which yields.
+        inner_loop: Epochs of training between two matches.
+        batch_real: Real images a class and match, without replacement.
+        batch_train: Images a step of training.
+        lr_net: Learning rate of training, plain SGD.
+        distance: D. "layerwise" as published (``row_cosine_distance``), "cosine" and "mse" over all parameters.
+    """
+
+    def __init__(
+        self,
+        real: Split,
+        network: Network,
+        augment: Augment,
+        streams: Streams,
+        compute: Compute | None = None,
+        *,
+        outer_loop: int = 1,
+        inner_loop: int = 1,
+        batch_real: int = 256,
+        batch_train: int = 256,
+        lr_net: float = 0.01,
+        distance: Literal["layerwise", "mse", "cosine"] = "layerwise",
+    ) -> None:
+        loops = {"outer_loop": outer_loop, "inner_loop": inner_loop}
+        for key, value in (loops | {"batch_real": batch_real, "batch_train": batch_train}).items():
+            if value < 1:
+                raise UserError(f"objective.{key} must be at least 1, got {value}")
+        if not lr_net > 0:
+            raise UserError(f"objective.lr_net must be above 0, got {lr_net}")
+        if distance not in DISTANCES:
+            raise unknown("objective.distance", str(distance), DISTANCES)
+        self.real, self.network, self.augment, self.streams = real, network.requires_grad_(True), augment, streams
+        self.compute = compute or Compute()
+        self.outer_loop, self.inner_loop = outer_loop, inner_loop
+        self.batch_real, self.batch_train, self.lr_net = batch_real, batch_train, lr_net
+        self.classes = len(real.counts())
+        self.size = (real.raw.shape[2], real.raw.shape[3])
+        self.dtype = next(network.parameters()).dtype
+        self.distance = DISTANCES[distance]
+        gradient = _parameter_gradient(network, bool(augment.ops), self.compute.memory_format)
+        self._gradient = self.compute.program(gradient)
+        self._match = self.compute.program(_pixel_gradient(gradient, self.distance))
+        self._pull_back = self.compute.program(_pixel_gradient(gradient, inner_product))
+
+    @classmethod
+    def planned(cls, classes: int, images: int, **options: Any) -> Work:
+        """In the operations of a forward: 3 a real image, 7 a synthetic image matched, 3 one trained on.
+
+        Back to the parameters is twice a forward. The way back through forward and backward to the pixels is four
+        more, so a synthetic image counts as two forward and back and one forward.
+        """
+        outer, inner = int(options["outer_loop"]), int(options["inner_loop"])
+        matched, trained = outer * images, (outer - 1) * inner * images
+        return Work(matched, outer * classes * int(options["batch_real"]) + 2 * matched + trained)
+
+    def episode(self, synthetic: SyntheticDataset, number: int) -> Iterator[Tensor]:
+        """One network, matched ``outer_loop`` times and trained between."""
+        if synthetic.labels.ndim != 1:
+            raise UserError("gradient matching goes class by class and needs one class an image, not soft labels")
+        of_classes = synthetic.labels.argsort(stable=True).split(synthetic.labels.bincount().tolist())
+        members = {label: index for label, index in enumerate(of_classes) if len(index)}
+        self.network.reset_(self.streams("network", number))
+        for step in range(self.outer_loop):
+            self._settle_statistics(list(members), number, step)
+            yield self._add_gradient(synthetic, members, number, step)
+            if step + 1 < self.outer_loop:
+                self._train(synthetic, self.streams("inner", number, step))
+
+    @torch.no_grad()
+    def _settle_statistics(self, labels: list[int], number: int, step: int) -> None:
+        """Move BatchNorm's running statistics by one batch of real images, then freeze them."""
+        self.network.train()
+        if not self.network.batch_statistics:
+            return
+        draw = partial(self.streams, "statistics", number, step)
+        index = torch.cat([self.real.sample(label, STATISTICS_IMAGES, draw(label)) for label in labels])
+        self.network(self.real.images(index).to(self.dtype))
+        for module in self.network.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+
+    def _add_gradient(self, synthetic: SyntheticDataset, members: dict[int, Tensor], number: int, step: int) -> Tensor:
+        """Add the gradient of one match to what is stored, class by class; the loss."""
+        drawn = self.augment.draw(self.streams("augment", number, step), self.classes, self.size)
+        low = self.dtype if self.compute.precision == torch.float32 else self.compute.precision
+        state, low_state = self._state(self.dtype), self._state(low)
+        losses = []
+        for label, index in members.items():
+            batch = self.real.sample(label, self.batch_real, self.streams("real", number, step, label))
+            target = self._mean_gradient(low_state, self._reader(self.real, label, drawn), batch)
+            losses.append(self._add_class(state, synthetic, self._reader(synthetic, label, drawn), index, target))
+        return torch.stack(losses).sum()
+
+    def _add_class(
+        self, state: State, synthetic: SyntheticDataset, read: Reader, index: Tensor, target: Named
+    ) -> Tensor:
+        """Add the gradient of one class's distance to ``target`` to what is stored; the distance."""
+        pieces = index.split(self.compute.chunk)
+        program, other, loss = self._match, target, None
+        if len(pieces) > 1:
+            mean = self._mean_gradient(state, read, index)
+            other, loss = grad_and_value(self.distance)(mean, target)
+            program = self._pull_back
+        for piece in pieces:
+            with torch.no_grad():
+                pixels, value = program(other, *state, *read(piece))
+            synthetic.backward(piece, pixels * (len(piece) / len(index)))
+        return value if loss is None else loss
+
+    @torch.no_grad()
+    def _mean_gradient(self, state: State, read: Reader, index: Tensor) -> Named:
+        """Gradient of the mean cross-entropy of the images at ``index``, by parameter."""
+        total: Named = {}
+        for piece in index.split(self.compute.chunk):
+            for name, gradient in self._gradient(*state, *read(piece)).items():
+                weighted = gradient.to(self.dtype) * (len(piece) / len(index))
+                total[name] = total[name].add_(weighted) if name in total else weighted
+        return total
+
+    def _reader(self, examples: Examples, label: int, drawn: Transform) -> Reader:
+        """From indices of a class to images, labels and augmentation parameters, as the programs take them."""
+
+        def read(index: Tensor) -> tuple[Tensor, ...]:
+            labels = torch.full_like(index, label)
+            return examples.images(index).detach().to(self.dtype), labels, *drawn.parameters(labels)
+
+        return read
+
+    def _state(self, dtype: torch.dtype) -> State:
+        """Parameters and buffers as plain tensors; the network keeps its own, in the format that trains fastest."""
+
+        def plain(tensor: Tensor) -> Tensor:
+            layout = self.compute.memory_format if tensor.ndim == 4 else torch.preserve_format
+            return tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype, memory_format=layout)
+
+        parameters = {name: plain(parameter) for name, parameter in self.network.named_parameters()}
+        return parameters, {name: plain(buffer) for name, buffer in self.network.named_buffers()}
+
+    def _train(self, synthetic: SyntheticDataset, generator: torch.Generator) -> None:
+        """Train the network on the synthetic images as they are now."""
+        fit(
+            self.network,
+            Held(synthetic.images().detach().to(self.dtype), synthetic.labels),
+            epochs=self.inner_loop,
+            generator=generator,
+            lr=self.lr_net,
+            momentum=0.0,
+            weight_decay=0.0,
+            batch=self.batch_train,
+            drop=False,
+            augment=self.augment if self.augment.ops else None,
+        )
+
+
+def _parameter_gradient(network: Network, augmented: bool, memory_format: torch.memory_format) -> Callable[..., Named]:
+    """The program (parameters, buffers, images, labels, augmentation) -> gradient of the mean cross-entropy."""
+
+    def loss(parameters: Named, buffers: Named, images: Tensor, labels: Tensor, *drawn: Tensor) -> Tensor:
+        seen = transform(images, *drawn) if augmented else images
+        seen = seen.to(next(iter(parameters.values())).dtype, memory_format=memory_format)
+        scores = functional_call(network, (parameters, buffers), seen)
+        return cross_entropy(scores.to(torch.promote_types(scores.dtype, torch.float32)), labels)
+
+    return grad(loss)
+
+
+def _pixel_gradient(gradient: Callable[..., Named], measure: Distance) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The program (other, parameters, buffers, images, ...) -> d measure(gradient, other) / d images, and measure."""
+
+    def measured(images: Tensor, other: Named, parameters: Named, buffers: Named, *rest: Tensor) -> Tensor:
+        return measure(gradient(parameters, buffers, images, *rest), other)
+
+    def program(
+        other: Named, parameters: Named, buffers: Named, images: Tensor, *rest: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return grad_and_value(measured)(images, other, parameters, buffers, *rest)
+
+    return program
