@@ -16,7 +16,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+    """The fenced blocks of a page that name this language."""
+    fenced = page.read_text().split("```")[1::2]
+    return [block.split("\n", 1)[1] for block in fenced if block.split("\n", 1)[0] == language]
 
 
 def commands() -> list[tuple[str, str]]:
