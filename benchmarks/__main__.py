@@ -199,6 +199,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="three repeats")
+    parser.add_argument("--only", nargs="+", choices=["features", "dm", "lodm", "dc"], help="absent: all")
     parser.add_argument("--json", type=Path, help="write the table here, too")
     options = parser.parse_args()
     device, repeats = torch.device(options.device), 3 if options.quick else options.repeats
@@ -206,12 +207,16 @@ def main() -> None:
     rates = {"float32": matrix_rate(torch.float32, device)}
     if has_bfloat16(device):
         rates["bfloat16"] = matrix_rate(torch.bfloat16, device)
-    rows = feature_rows(data, repeats)
-    for method in ("dm", "lodm"):
+    works: dict[str, Callable[[], list[Row]]] = {
+        "features": lambda: feature_rows(data, repeats),
+        "dm": lambda: dm_rows("dm", data, repeats),
+        "lodm": lambda: dm_rows("lodm", data, repeats),
+        "dc": lambda: dc_rows(data, repeats),
+    }
+    rows = []
+    for name in options.only or works:
         torch._dynamo.reset()
-        rows += dm_rows(method, data, repeats)
-    torch._dynamo.reset()
-    rows += dc_rows(data, repeats)
+        rows += works[name]()
     shown, written = [], []
     for row in rows:
         base = next(r for r in rows if r.work == row.work and r.way == "published")

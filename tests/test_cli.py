@@ -182,6 +182,15 @@ def test_own_folder__condensed_in_one_call(capsys, tmp_path):
         (["plan", "digits-lodm", "--evaluate.networks", "vgg11"], "vgg11: a 8x8 image is too small"),
         (["run", "digits-lodm", "--compare", "[fll]"], "unknown row to compare with 'fll'; did you mean 'full'"),
         (["run", "cifar10-dm-ipc1", "--data.path", "nowhere"], "nowhere"),
+        (["run", "digits-lodm", "--condense.lr", ".nan"], "finite lr > 0"),
+        (["run", "digits-lodm", "--condense.momentum", "null"], "condense.momentum must have a value, got null"),
+        (["run", "digits-lodm", "--seed", "null"], "seed must have a value, got null"),
+        (["run", "digits-lodm", "--evaluate.lr", "-1"], "evaluate.lr must be above 0"),
+        (["run", "digits-lodm", "--start.pixel_std", "-2", "--start.name", "noise"], "start.pixel_std must be above 0"),
+        (["run", "digits-lodm", "--objective.name", "dm,x"], "unknown objective"),
+        (["run", "digits-lodm", "--augment.ops", "flip,@x"], "cannot read the value"),
+        (["run", "digits-lodm", "--data.path", "2024"], "2024"),
+        (["evaluate", "q[/b]"], "no synthetic data set at q[/b]"),
         (["run", "--resume", "nowhere"], "nowhere holds no run to go on with"),
         (["run", "digits-lodm", "--resume", "nowhere"], "--resume takes everything from the folder"),
         (["evaluate", "nowhere"], "no synthetic data set at nowhere"),
@@ -254,6 +263,18 @@ def test_mistake__data_of_another_shape(capsys, tmp_path):
     assert "name the data it was made of with --data.path" in fails(
         capsys, "evaluate", "here", "--data.path", "photos", "--data.mean", "null", "--data.std", "null"
     )
+
+
+def test_mistake__classes_in_another_order(capsys, tmp_path):
+    folder_of_images(tmp_path / "one", classes=("ant", "bee"))
+    changes = ["--network.width", "8", "--network.depth", "1", "--evaluate.epochs", "1", "--evaluate.repeats", "1"]
+    start = ["--start.name", "real", "--condense.episodes", "0", "--compare", "[]", "--out", "here"]
+    assert main(["run", "folder-dm-ipc1", "--data.path", "one", *changes, *start]) == 0
+    saved = cli.load(tmp_path / "here")
+    saved.classes = ("bee", "ant")
+    saved.save(tmp_path / "turned.safetensors")
+    capsys.readouterr()
+    assert "in another order" in fails(capsys, "evaluate", "turned.safetensors", "--data.path", "one")
 
 
 def test_bug__keeps_its_traceback(monkeypatch):

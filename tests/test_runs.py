@@ -216,3 +216,104 @@ def test_run__loss_not_finite__no_result(tmp_path):
         carried_out(tiny(condense={"lr": 1e30}), tmp_path)
     assert not (tmp_path / "result.json").exists()
     assert not (tmp_path / "synthetic.safetensors").exists()
+
+
+def test_prepare__compared_with_itself__refused():
+    with pytest.raises(UserError, match="digits-lodm cannot be compared with itself"):
+        runs.prepare(tiny(compare=["digits-lodm"]), session())
+
+
+@pytest.mark.parametrize("name", ["full", "random", "digits-lodm"])
+def test_file__named_like_a_baseline_or_shipped_recipe__filed_under_another_name(name, tmp_path):
+    file = tmp_path / f"{name}.yaml"
+    file.write_text(tiny().dump())
+    recipe = resolve(str(file))
+    assert recipe.name == f"{name}-file"
+    assert runs._fraction(recipe) is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"objective": {"batch_real": 0}},
+        {"parameterization": {"name": "uint8", "mean": [0.0], "std": [1.0]}},
+    ],
+)
+def test_prepare__what_cannot_run__refused_before_anything_is_written(changes):
+    with pytest.raises(UserError, match=r"batch_real|nothing to condense"):
+        runs.prepare(tiny(**changes), session())
+
+
+def test_run__damaged_file_in_the_folder__named(tmp_path):
+    carried_out(tiny(), tmp_path)
+    (tmp_path / "result.json").write_text("{")
+    with pytest.raises(UserError, match=r"result.json is damaged; delete it"):
+        runs.reopen(tmp_path, DEVICE, session().display).run()
+
+
+def test_evaluation__every_key_arrives(monkeypatch, tmp_path):
+    seen = []
+    original = runs.evaluate
+    monkeypatch.setattr(runs, "evaluate", lambda *a, **k: (seen.append((a, k)), original(*a, **k))[1])
+    changes = {
+        "evaluate": {"lr": 0.02, "ops": ["crop"], "split": "validation", "epochs": 3},
+        "data": {"validation": 0.5},
+    }
+    carried_out(tiny(compare=["full"], **changes), tmp_path)
+    (main, keywords), (full, full_keywords) = seen
+    data = runs.assemble.image_data(tiny(**changes), DEVICE)
+    assert torch.equal(main[1].raw, data.validation.raw)
+    assert torch.equal(full[0].raw, data.train.raw)
+    assert (keywords["lr"], keywords["epochs"], keywords["repeats"]) == (0.02, 3, 2)
+    assert full_keywords["epochs"] == 1
+    assert tuple(keywords["augment"].ops) == ("crop",)
+    assert keywords["network_options"]["width"] == 8
+
+
+def test_condensation__every_key_arrives(monkeypatch, tmp_path):
+    seen = {}
+    original = runs.condense
+
+    def spy(synthetic, objective, **keywords):
+        seen.update(keywords, ops=objective.augment.ops, batch=objective.batch_real)
+        original(synthetic, objective, **keywords)
+
+    monkeypatch.setattr(runs, "condense", spy)
+    carried_out(tiny(condense={"momentum": 0.25, "lr": 0.125}, augment={"ops": ["scale"]}), tmp_path)
+    assert (seen["momentum"], seen["lr"], seen["episodes"], seen["start"]) == (0.25, 0.125, 6, 0)
+    assert list(seen["ops"]) == ["scale"]
+    assert seen["batch"] == 8
+
+
+def test_learned_step_size__trains_networks_unless_a_rate_is_given():
+    stored = runs.PARAMETERIZATIONS["pixels"](2, (1, 8, 8))
+    learned = runs.SyntheticDataset(stored, torch.arange(2), step_size=0.125)
+    assert runs._learning_rate(None, learned) == 0.125
+    assert runs._learning_rate(0.5, learned) == 0.5
+    assert runs._learning_rate(None, runs.SyntheticDataset(stored, torch.arange(2))) == 0.01
+
+
+def test_random_uint8__is_real_images_exactly(tmp_path):
+    carried_out(tiny(compare=["random-uint8"]), tmp_path)
+    data = runs.assemble.image_data(tiny(), DEVICE)
+    stored = load(tmp_path / "compare" / "random-uint8").parameterization.values.flatten(1)
+    real = {bytes(image) for image in data.train.raw.flatten(1).numpy()}
+    assert all(bytes(image) in real for image in stored.numpy())
+
+
+def test_resume__goes_on_from_the_checkpoint_not_from_the_start(tmp_path, monkeypatch):
+    matching = runs.assemble.OBJECTIVES["dm"]
+    original, numbers = matching.episode, []
+
+    def episode(self, synthetic, number):
+        numbers.append(number)
+        if numbers.count(5) == 1 and number == 5:
+            raise Stopped
+        return original(self, synthetic, number)
+
+    monkeypatch.setattr(matching, "episode", episode)
+    ready = runs.prepare(tiny(), session(TINY)).at(tmp_path, 0)
+    with pytest.raises(Stopped):
+        ready.run()
+    runs.reopen(tmp_path, DEVICE, session().display).run()
+    assert numbers == [0, 1, 2, 3, 4, 5, 4, 5]

@@ -67,11 +67,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"condensate: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # the reader of a pipe has gone
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        print(f"condensate: cannot use {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("condensate: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of a pipe has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -109,7 +113,8 @@ def _separate(given: list[str]) -> tuple[list[str], Values]:
             if value.startswith("--"):
                 raise UserError(f"{name} needs a value, as in {name} VALUE")
         section, _, key = name[2:].partition(".")
-        read = _value(value)
+        text = name in ("--data.path", "--data.name") and value != "null"
+        read = value if text else _value(value)
         keys = merge(keys, {section: {key: read} if key else read})
     return own, keys
 
@@ -118,9 +123,9 @@ def _value(text: str) -> Any:
     """A value as YAML has it; commas make a list."""
     try:
         read = yaml.safe_load(text)
+        return [yaml.safe_load(part) for part in text.split(",")] if isinstance(read, str) and "," in text else read
     except yaml.YAMLError as error:
         raise UserError(f"cannot read the value {text!r}: {' '.join(str(error).split())}") from error
-    return [yaml.safe_load(part) for part in text.split(",")] if isinstance(read, str) and "," in text else read
 
 
 def _recipe(name: str, keys: Values) -> tuple[Recipe, Values]:
@@ -138,7 +143,9 @@ def _as_lists(keys: Values, known: Values) -> Values:
     for section, content in keys.items():
         old = known.get(section)
         if isinstance(content, dict):
-            lists = [key for key, value in (old or {}).items() if isinstance(value, list)] + ["ops", "mean", "std"]
+            lists = [
+                key for key, value in (old if isinstance(old, dict) else {}).items() if isinstance(value, list)
+            ] + ["ops", "mean", "std"]
             content = {k: [v] if k in lists and not isinstance(v, list | None) else v for k, v in content.items()}
         elif isinstance(old, list) and not isinstance(content, list):
             content = [content]
@@ -235,7 +242,7 @@ def _run(options: argparse.Namespace, keys: Values) -> None:
         if options.recipe or options.out or options.seeds or keys or options.smoke:
             raise UserError("--resume takes everything from the folder: give no RECIPE, --out, --seeds, --smoke or key")
         top = options.resume
-        jobs = [runs.reopen(folder, device, display) for folder in sorted(top.glob("seed*")) or [top]]
+        jobs = [runs.reopen(folder, device, display) for folder in sorted(top.glob("seed*"), key=_seed_number) or [top]]
     else:
         if not options.recipe:
             raise UserError(f"run needs a RECIPE, as in: condensate run {DEFAULT_RECIPE}; list: condensate recipes")
@@ -252,6 +259,11 @@ def _run(options: argparse.Namespace, keys: Values) -> None:
     results = [job.run() for job in jobs]
     _show_results(jobs[0].recipe.name, results)
     print(f"pictures: {jobs[0].folder / 'images.png'}")
+
+
+def _seed_number(folder: Path) -> int:
+    number = folder.name.removeprefix("seed")
+    return int(number) if number.lstrip("-").isdigit() else 0
 
 
 def _show_results(title: str, results: Sequence[dict[str, Values]]) -> None:
@@ -306,6 +318,10 @@ def _evaluate(options: argparse.Namespace, keys: Values) -> None:
             f"the set has images {synthetic.parameterization.shape} of {len(synthetic.classes)} classes, "
             f"the data {data.shape} of {len(data.classes)}; name the data it was made of with --data.path"
         )
+    if set(data.classes) == set(synthetic.classes) and data.classes != synthetic.classes:
+        raise UserError(f"the data have the set's classes in another order: {data.classes} against {synthetic.classes}")
+    if set(data.classes) != set(synthetic.classes):
+        _note("the data's class names are not those of the set; labels are taken to mean the same")
     scores = runs.score(recipe, synthetic, data, Streams(recipe["seed"], device), display)
     rows = [[s.network, str(s.epochs), percent(s.mean, s.std), str(len(s.accuracies))] for s in scores]
     show_table(str(options.path), ["network", "epochs", "accuracy %", "n"], rows)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -72,12 +73,12 @@ class _Rate(ProgressColumn):
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], prose: bool = False) -> None:
     """Print a table on standard output: names, then columns of numbers, or of prose that may be folded."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     for number, column in enumerate(columns):
         text = prose or number == 0
         table.add_column(column, justify="left" if text else "right", no_wrap=number == 0 or not prose, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     width = None if sys.stdout.isatty() else 120
     Console(width=width).print(table)
 

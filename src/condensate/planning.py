@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -84,7 +85,9 @@ def plan(recipe: Recipe, device: torch.device) -> Plan:
     options, evaluated = recipe.condense, recipe.evaluate
     trained = _evaluated_work(recipe, shape, classes) * evaluated.repeats * evaluated.epochs * images
     chunk = recipe["compute"]["chunk"]
-    activations = max(_activations(recipe, shape, classes) * max(min(chunk, images), batch), 0)
+    per_image = _activations(recipe, shape, classes)
+    # matching or training hold all layers of their images, scoring (512 at once) about two of them
+    activations = max(per_image * max(min(chunk, images), batch), 512 * per_image // 4)
     return Plan(
         shape,
         classes,
@@ -131,7 +134,7 @@ def _rates(recipe: Recipe, shape: Shape, classes: int, batch: int, device: torch
     except (OSError, ValueError, TypeError):
         pass
     rates = _measure(recipe, shape, classes, batch, device)
-    with replacing(file) as part:
+    with suppress(OSError), replacing(file) as part:  # a cache that cannot be written only costs time
         part.write_text(json.dumps(rates.__dict__))
     return rates
 

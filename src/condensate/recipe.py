@@ -1,6 +1,7 @@
 """Recipes: complete, strict descriptions of a run, and what they build."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,8 @@ from condensate.parameterizations import PARAMETERIZATIONS, Shape, pixel_bits
 from condensate.starts import STARTS
 
 Values = dict[str, Any]
+
+RESERVED = ("full", "random", "random-uint8", "herding", "k-centre")
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,10 @@ class Condense:
 
     def __post_init__(self) -> None:
         """Refuse what cannot run."""
-        if self.episodes < 0 or self.checkpoint < 1 or self.lr <= 0:
+        if self.episodes < 0 or self.checkpoint < 1 or not 0 < self.lr < math.inf or not 0 <= self.momentum < 1:
             raise UserError(
-                f"condense needs episodes >= 0, checkpoint >= 1 and lr > 0, "
-                f"got {self.episodes}, {self.checkpoint} and {self.lr}"
+                f"condense needs episodes >= 0, checkpoint >= 1, a finite lr > 0 and momentum in [0, 1), "
+                f"got {self.episodes}, {self.checkpoint}, {self.lr} and {self.momentum}"
             )
 
 
@@ -99,6 +102,8 @@ class Evaluate:
         """Refuse what cannot run."""
         if min(self.repeats, self.epochs, self.epochs_full) < 1 or not self.networks:
             raise UserError("evaluate needs at least one network, repeat and epoch")
+        if self.lr is not None and not 0 < self.lr < math.inf:
+            raise UserError(f"evaluate.lr must be above 0 and finite, got {self.lr}")
 
 
 # A section of a recipe is the keywords of one of these...
@@ -172,7 +177,7 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Values:
     for key, value in changes.items():
         old = merged.get(key)
         if isinstance(value, Mapping) and isinstance(old, Mapping):
-            renamed = "name" in value and value["name"] != old.get("name") and key in NAMED
+            renamed = key in NAMED and "name" in old and value.get("name", old["name"]) != old["name"]
             merged[key] = dict(deepcopy(value)) if renamed else merge(old, value)
         else:
             merged[key] = deepcopy(value)
@@ -183,12 +188,12 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Values:
 def _shipped() -> dict[str, tuple[Values, dict[str, str]]]:
     """All recipes of the package: name -> (sections, about)."""
     folder = files("condensate") / "recipes"
-    methods = yaml.safe_load((folder / "methods.yaml").read_text())
+    methods = yaml.safe_load((folder / "methods.yaml").read_text(encoding="utf-8"))
     recipes: dict[str, tuple[Values, dict[str, str]]] = {}
     for file in sorted(folder.iterdir(), key=lambda file: file.name):
         if file.name == "methods.yaml" or not file.name.endswith(".yaml"):
             continue
-        sheet = yaml.safe_load(file.read_text())
+        sheet = yaml.safe_load(file.read_text(encoding="utf-8"))
         for name, cell in sheet["pairs"].items():
             cell = dict(cell)
             base, low, about = cell.pop("method"), cell.pop("lo"), cell.pop("about")
@@ -221,12 +226,13 @@ def find(name_or_path: str) -> tuple[str, Values, dict[str, str]]:
     if not path.is_file():
         raise UserError(f"no recipe file {path}; shipped recipes are listed by: condensate recipes")
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold sections such as data, objective and budget, got {type(values).__name__}")
-    return path.stem, values, {}
+    name = path.stem  # a file is never filed as the shipped recipe or the baseline whose name it bears
+    return (f"{name}-file" if name in _shipped() or name in RESERVED else name), values, {}
 
 
 def add_arguments(parser: ArgumentParser, values: Values) -> None:
@@ -238,7 +244,7 @@ def add_arguments(parser: ArgumentParser, values: Values) -> None:
             parser.add_function_arguments(function, section)
     for section, (registry, default) in NAMED.items():
         name = (values.get(section) or {}).get("name", default)
-        if name not in registry:
+        if not isinstance(name, str) or name not in registry:
             raise unknown(section, str(name), registry)
         parser.add_argument(f"--{section}.name", type=str, default=default, help=f"One of: {', '.join(registry)}.")
         positional: set[str | int] = {
@@ -280,6 +286,12 @@ def complete(name: str, values: Values, about: Mapping[str, str] | None = None) 
         parsed = parser.parse_object(values, defaults=True).as_dict()
     except (ArgumentError, TypeError) as error:
         raise UserError(one_line(error)) from error
+    known = set(known_keys(parser))
+    for action in (action for action in parser._actions if action.dest in known):
+        section, _, key = action.dest.partition(".")
+        value = parsed[section]
+        if action.default is not None and (value.get(key, 0) if key and isinstance(value, dict) else value) is None:
+            raise UserError(f"{action.dest} must have a value, got null; its default is {action.default!r}")
     order = ["data", "budget", "parameterization", "start", "network", "augment", "objective"]
     order += ["compute", "condense", "evaluate", "compare", "seed"]
     plain = {section: _plain(parsed[section]) for section in order}
@@ -289,6 +301,9 @@ def complete(name: str, values: Values, about: Mapping[str, str] | None = None) 
     for section in ("budget", "condense", "evaluate"):
         getattr(recipe, section)
     Augment(**recipe["augment"])
+    pixel_std = recipe["start"].get("pixel_std")
+    if pixel_std is not None and not 0 < pixel_std < math.inf:
+        raise UserError(f"start.pixel_std must be above 0 and finite, got {pixel_std}")
     return recipe
 
 
@@ -298,7 +313,7 @@ def describe_keys(recipe: Recipe) -> str:
     add_arguments(parser, recipe.values)
     lines = []
     for action in parser._actions:
-        if action.dest in known_keys(parser) and action.dest != "help":
+        if action.dest in known_keys(parser):
             section, _, key = action.dest.partition(".")
             value = recipe[section][key] if key else recipe[section]
             meaning = " ".join(str(action.help or "").replace("%s", "").split())
@@ -309,7 +324,7 @@ def describe_keys(recipe: Recipe) -> str:
 
 def known_keys(parser: ArgumentParser) -> list[str]:
     """The keys of a parser, as in ``section.key``."""
-    return [action.dest for action in parser._actions if action.dest not in SECTIONS and action.dest not in NAMED]
+    return [action.dest for action in parser._actions if action.dest not in (*SECTIONS, *NAMED, "help")]
 
 
 def check_keys(values: Values, known: list[str]) -> None:

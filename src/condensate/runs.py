@@ -23,6 +23,7 @@ from condensate.data import KNOWN, ImageData
 from condensate.errors import UserError, unknown
 from condensate.evaluation import Score, evaluate
 from condensate.loop import Progress, condense
+from condensate.parameterizations import PARAMETERIZATIONS
 from condensate.pictures import save_grid
 from condensate.recipe import Recipe, Values, complete, find, merge, resolve, shipped
 from condensate.streams import Streams
@@ -130,8 +131,12 @@ def prepare(recipe: Recipe, session: Session) -> Run:
         recipe = smoked(recipe)
         data = assemble.random_data(KNOWN[name].shape if name in KNOWN else (3, 32, 32), session.device)
     else:
+        if recipe["data"]["path"] is not None:  # so that the run can be resumed from any folder
+            recipe = recipe.with_values(data={"path": str(Path(recipe["data"]["path"]).expanduser().resolve())})
         data = assemble.image_data(recipe, session.device)
     assemble.scoring_split(recipe, data)
+    if recipe.name in recipe["compare"]:
+        raise UserError(f"{recipe.name} cannot be compared with itself; take it out of compare")
     rows = {recipe.name: recipe} | {row: _row_recipe(recipe, row, data, session) for row in recipe["compare"]}
     rows = {name: row if name == FULL else _settled(row, data, session) for name, row in rows.items()}
     return Run(rows[recipe.name], rows, data, session)
@@ -154,7 +159,16 @@ def _settled(recipe: Recipe, data: ImageData, session: Session) -> Recipe:
     classes, shape = len(data.classes), data.shape
     assemble.networks_of(recipe, shape, classes)
     images = classes * assemble.images_per_class(recipe, classes, shape)
-    return assemble.settle_compute(recipe, shape, classes, images, session.device)
+    settled = assemble.settle_compute(recipe, shape, classes, images, session.device)
+    if recipe.condense.episodes:
+        storage = PARAMETERIZATIONS[recipe["parameterization"]["name"]]
+        if not list(storage(1, shape, **recipe.options("parameterization")).parameters()):
+            raise UserError(
+                f"{storage.__name__} holds real images and has nothing to condense; set condense.episodes 0"
+            )
+        compute = assemble.compute(settled, session.device)
+        assemble.objective(settled, data.train, shape, compute, Streams(0, session.device))
+    return settled
 
 
 def _row_recipe(recipe: Recipe, row: str, data: ImageData, session: Session) -> Recipe:
@@ -184,7 +198,7 @@ class _Row:
         """The row's result, from its file if it is there."""
         file = self.folder / "result.json"
         if file.is_file():
-            return dict(json.loads(file.read_text()))
+            return dict(_read_json(file))
         began = time.monotonic()
         (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         _write(self.folder / "recipe.yaml", self.recipe.dump())
@@ -196,9 +210,9 @@ class _Row:
         else:
             if not artefact.is_file():
                 synthetic = self.condense()
-                save_grid(synthetic, self.folder / "images.png")
                 synthetic.save(artefact)
             synthetic = load(artefact).to(self.session.device)
+            save_grid(synthetic, self.folder / "images.png")
             examples, stored = synthetic, _stored(synthetic, artefact)
         scores = self.evaluate(examples)
         result = self.result(scores, stored, artefact, time.monotonic() - began)
@@ -286,7 +300,7 @@ class _Row:
 
     def kept(self) -> dict[str, list[float]]:
         """Accuracies of networks scored so far, by network."""
-        return dict(json.loads(self.scored.read_text())) if self.scored.is_file() else {}
+        return dict(_read_json(self.scored)) if self.scored.is_file() else {}
 
     def keep(self, network: str, accuracies: Sequence[float]) -> None:
         """Write down the accuracies of a network so far."""
@@ -361,13 +375,19 @@ def score(
                 network_options=keywords,
                 repeats=options.repeats,
                 epochs=options.epochs_full if full else options.epochs,
-                lr=0.01 if options.lr is None else options.lr,
+                lr=_learning_rate(options.lr, examples),
                 augment=assemble.training_augment(recipe),
                 done=before,
                 after=after,
             )
         scores.append(replace(measured, network=name))
     return scores
+
+
+def _learning_rate(given: float | None, examples: Examples) -> float:
+    """The one given, else the one learned with the images, else 0.01."""
+    learned = examples.step_size if isinstance(examples, SyntheticDataset) else None
+    return given if given is not None else 0.01 if learned is None else float(learned.detach())
 
 
 def as_json(score: Score) -> Values:
@@ -446,7 +466,7 @@ def _commit() -> str | None:
     try:
         if Path(git("rev-parse", "--show-toplevel")) / "src" / "condensate" != folder:
             return None
-        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", "src") else "")
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -461,9 +481,16 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged; delete it to have this part done again") from error
+
+
 def _write(path: Path, text: str) -> None:
     with replacing(path) as part:
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -145,6 +145,10 @@ class SyntheticDataset(nn.Module, Dataset[tuple[Tensor, Tensor]]):
                 f"what is said about the set takes {len(text)} bytes; at most {METADATA_LIMIT} go in a file"
             )
         tensors = {name: tensor.cpu().contiguous() for name, tensor in self.stored().items()}
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+            raise UserError(
+                "the synthetic set holds values that are not finite; it diverged: try a smaller --condense.lr"
+            )
         with replacing(path) as part:
             part.write_bytes(save(tensors, metadata={"condensate": text}))
 

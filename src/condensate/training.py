@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
 from condensate.augment import Augment
+from condensate.errors import UserError
 from condensate.networks import Network
 
 
@@ -99,6 +100,8 @@ def fit(
             optimizer.zero_grad()
         if after_epoch:
             after_epoch(epoch)
+    if epochs and not bool(loss.isfinite()):
+        raise UserError(f"training a network diverged at learning rate {lr:g}; try a smaller one")
 
 
 @torch.no_grad()
