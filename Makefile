@@ -12,7 +12,7 @@ demo: $(READY)  ## condense the bundled digits, compare, and show the table (abo
 test: $(READY)  ## the fast tests
 	$(BIN)/python -m pytest
 
-test-slow: $(READY)  ## the long tests: training on real data, compiled programs
+test-slow: $(READY)  ## the long tests: learning on real data, compiled programs
 	$(BIN)/python -m pytest -m slow
 
 check: $(READY)  ## format, lint, types, fast tests
