@@ -1,4 +1,4 @@
-# make demo and make test do all the set-up themselves; nothing outside this folder and pip's caches is touched.
+# make demo and make test do all the set-up themselves; outside this folder only pip's cache and condensate's own are touched.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

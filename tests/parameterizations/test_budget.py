@@ -165,3 +165,8 @@ def test_cost__adds_up(case: tuple[type[Parameterization], Shape, dict[str, Any]
 def test_pixel_bits__are_of_float32_images():
     assert pixel_bits(1, (1, 28, 28)) == 1 * 28 * 28 * 32
     assert pixel_bits(50, (3, 32, 32)) == 50 * 3 * 32 * 32 * 32
+
+
+def test_capacity__no_class__refused():
+    with pytest.raises(UserError, match="at least one class, got 0"):
+        capacity(Pixels, 10**6, 0, (1, 8, 8))

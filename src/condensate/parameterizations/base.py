@@ -104,6 +104,8 @@ def capacity(cls: type[Parameterization], budget_bits: int, classes: int, shape:
     Raises:
         UserError: The budget does not hold one image of each class, or the storage saves nothing over pixels.
     """
+    if classes < 1:
+        raise UserError(f"a budget is shared by at least one class, got {classes}")
     parameters = inspect.signature(cls).parameters.values()
     known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     for name in options:
