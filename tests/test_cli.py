@@ -46,7 +46,7 @@ def folder_of_images(root, classes=("ant", "bee"), each=4):
 def test_overview__names_every_command(capsys):
     assert main([]) == 0
     text = capsys.readouterr().out
-    assert all(name in text for name in ("recipes", "show", "plan", "run", "evaluate"))
+    assert all(name in text for name in ("recipes", "show", "plan", "run", "experts", "evaluate"))
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == cli.__version__
 
@@ -180,6 +180,16 @@ def test_own_folder__condensed_in_one_call(capsys, tmp_path):
             "convnet-d4: a 8x8 image is too small for depth 4",
         ),
         (["plan", "digits-lodm", "--evaluate.networks", "vgg11"], "vgg11: a 8x8 image is too small"),
+        (["run", "digits-lomtt", "--experts.epochs", "5"], "is 9, past the experts' last snapshot, of epoch 5"),
+        (["run", "digits-lomtt", "--objective.batch_syn", "21"], "batch_syn is 21, but the synthetic set has 20"),
+        (
+            ["run", "digits-lomtt", "--experts.make", "false", "--experts.store", "s", "--network.width", "8"],
+            "make them with: condensate experts digits-lomtt --network.width 8 --experts.store",
+        ),
+        (["run", "digits-lodm", "--condense.lr_step", "0.1"], "need an objective that learns them: mtt"),
+        (["run", "digits-lodm", "--experts.count", "3"], "needs an objective that matches experts"),
+        (["experts", "digits-lodm"], "digits-lodm matches no expert trajectories; those that do:"),
+        (["run", "mnist-dsa-ipc1", "--augment.ops", "[]", "--smoke"], "DSA matches augmented images, but augment.ops"),
         (["run", "digits-lodm", "--compare", "[fll]"], "unknown row to compare with 'fll'; did you mean 'full'"),
         (["run", "cifar10-dm-ipc1", "--data.path", "nowhere"], "nowhere"),
         (["run", "digits-lodm", "--condense.lr", ".nan"], "finite lr > 0"),
@@ -297,3 +307,18 @@ def test_display__not_a_terminal__plain_lines(monkeypatch):
     lines = out.getvalue().splitlines()
     assert lines[0] == "work: 2 of 10, 0.1/s, 80 s left loss 3"
     assert len(lines) == 4
+
+
+def test_experts__made_finished_and_used(capsys, tmp_path):
+    toy = ["--network.width", "8", "--network.depth", "1", "--objective.max_start_epoch", "2"]
+    assert main(["experts", "digits-lomtt", "--store", "s", *toy, "--experts.count", "1"]) == 0
+    assert "1 experts (1 made, epochs 0 to 3" in capsys.readouterr().out
+    assert main(["experts", "digits-mtt", "--store", "s", *toy, "--experts.count", "2"]) == 0
+    assert "2 experts (1 made, epochs 0 to 3" in capsys.readouterr().out
+    run = ["run", "digits-lomtt", *toy, "--experts.count", "2", "--experts.store", "s", "--experts.make", "false"]
+    rest = ["--objective.syn_steps", "2", "--condense.episodes", "1", "--evaluate.epochs", "1", "--compare", "[]"]
+    assert main([*run, *rest]) == 0
+    assert "digits-lomtt" in capsys.readouterr().out
+    line = fails(capsys, *run, *rest, "--experts.count", "3")
+    assert "holds 2 of 3 experts; finish it with: condensate experts digits-lomtt" in line
+    assert "--experts.count 3" in line

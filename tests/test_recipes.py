@@ -10,7 +10,7 @@ from condensate import Compute, UserError
 from condensate.recipe import complete, find, merge, resolve, shipped
 
 EXPECTED = {
-    "digits": 2,
+    "digits": 4,
     "mnist": 14,
     "fashion-mnist": 6,
     "cifar10": 12,
@@ -21,7 +21,7 @@ EXPECTED = {
 
 
 def data_of(name: str) -> str:
-    return re.sub(r"-(lo)?(dm|dc|dsa)(-ipc\d+)?$", "", name)
+    return re.sub(r"-(lo)?(dm|dc|dsa|mtt)(-ipc\d+)?$", "", name)
 
 
 def test_shipped__as_many_as_counted():
