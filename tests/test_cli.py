@@ -3,6 +3,7 @@
 import io
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -172,6 +173,8 @@ def test_zca__rows_of_real_images__are_real_images(tmp_path):
     one, other = (load(tmp_path / name) for name in ("zca", "plain"))
     torch.testing.assert_close(one.pictures(), other.pictures(), rtol=0, atol=1e-5)
     assert not torch.allclose(one.images(), other.images(), atol=0.1)
+    grids = [torch.from_numpy(np.array(Image.open(tmp_path / name / "images.png"))).int() for name in ("zca", "plain")]
+    assert int((grids[0] - grids[1]).abs().max()) <= 1  # both halves of it
 
 
 def test_zca__lowrank_is_the_best_fit_to_whitened_images(tmp_path):
@@ -198,6 +201,8 @@ def test_zca__evaluate_on_other_images__are_seen_through_the_whitening_of_the_se
     monkeypatch.setattr(runs, "evaluate", lambda *a, **k: (seen.append(a[1].images()), original(*a, **k))[1])
     monkeypatch.setattr("condensate.data.cache.fit", lambda *_: 1 / 0)  # none is fitted to the other images
     assert main(["evaluate", "run", "--data.path", "two"]) == 0
+    assert main(["evaluate", "run", "--data.path", "two", "--data.zca", "true"]) == 0
+    assert torch.equal(*seen)
     raw = load_data(path="two").test.raw
     expected = load("run").whitening.whiten(raw / 255)
     torch.testing.assert_close(seen[0], expected, rtol=0, atol=1e-6)
@@ -231,6 +236,7 @@ def test_zca__plan_says_the_side_file__smoke_runs_without(capsys, tmp_path):
     assert "ZCA" not in capsys.readouterr().out
     assert main(["run", "cifar10-lodm-ipc1", "--data.zca", "true", "--smoke", "--out", "here"]) == 0
     assert not list((tmp_path / "here").glob("zca-*"))
+    assert "zca: false" in (tmp_path / "here" / "recipe.yaml").read_text()  # as it ran
 
 
 def test_evaluate__networks_by_name_variant_and_list(capsys, tmp_path):
