@@ -118,7 +118,8 @@ def start(recipe: Recipe, data: ImageData, streams: Streams) -> SyntheticDataset
         fit(trained, data.train, epochs=epochs, generator=streams("embed", "order"), augment=training_augment(recipe))
         return embed(trained, data.train)
 
-    STARTS[recipe["start"]["name"]](stored, data.train, trained_features, streams, **recipe.options("start"))
+    real = data.train.seen_through(None) if data.whitening is not None and stored.holds_pixels else data.train
+    STARTS[recipe["start"]["name"]](stored, real, trained_features, streams, **recipe.options("start"))
     described = recipe.with_values(data={"path": None})  # the same bytes wherever the data and the experts lay
     if recipe.experts is not None:
         described = described.with_values(experts={"store": None, "make": True})
@@ -130,6 +131,7 @@ def start(recipe: Recipe, data: ImageData, streams: Streams) -> SyntheticDataset
         mean=data.mean,
         std=data.std,
         step_size=recipe["objective"].get("step_size") if recipe.condense.episodes else None,
+        whitening=data.whitening,
         about={
             "recipe": recipe.name,
             "values": described.values,
@@ -163,7 +165,7 @@ def experts(recipe: Recipe, data: ImageData) -> Store:
     check_window(window["max_start_epoch"], window["expert_epochs"], options.epochs or needed)
     kind = {
         "data": data.fingerprint,
-        "preprocessing": {"mean": data.mean, "std": data.std},
+        "preprocessing": data.preprocessing,
         "shape": data.shape,
         "classes": len(data.classes),
         "network": recipe["network"],
