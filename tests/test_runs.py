@@ -356,7 +356,7 @@ def test_run__missing_experts_are_made_once_and_labels_and_step_size_learned(tmp
     assert load(tmp_path / "run" / "compare" / "random").step_size is None
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["step_size"] == pytest.approx(learned.step_size.item())
-    assert b"store" not in (tmp_path / "run" / "synthetic.safetensors").read_bytes().replace(b'"store":null', b"")
+    assert str(tmp_path).encode() not in (tmp_path / "run" / "synthetic.safetensors").read_bytes()
 
 
 def test_resume__learned_labels_and_step_size__equals_uninterrupted(tmp_path, monkeypatch):
