@@ -10,7 +10,7 @@ ROOT = Path(condensate.__file__).parent
 LAYERS = [
     {"errors", "atomic"},
     {"streams"},
-    {"augment", "networks", "compute"},
+    {"augment", "classic", "networks", "compute"},
     {"data", "parameterizations", "training"},
     {"synthetic", "coresets"},
     {"starts"},
