@@ -106,7 +106,7 @@ def plan(recipe: Recipe, device: torch.device) -> Plan:
 def _data(recipe: Recipe) -> tuple[Shape, int, int]:
     """Shape, number of classes and bytes held; what is not at hand is not fetched."""
     name, path = recipe["data"]["name"], recipe["data"]["path"]
-    if path is None and name in KNOWN and KNOWN[name].hub is not None:
+    if path is None and name in KNOWN and name != "digits":
         return KNOWN[name].shape, KNOWN[name].classes, 0
     data: ImageData = assemble.image_data(recipe, torch.device("cpu"))
     return data.shape, len(data.classes), data.train.raw.numel() + data.test.raw.numel()

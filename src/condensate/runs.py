@@ -75,15 +75,16 @@ def check_free(folder: Path) -> None:
 
 
 def smoked(recipe: Recipe) -> Recipe:
-    """The recipe at toy size."""
+    """The recipe at toy size: narrow, few images, scored on its own network alone."""
     network = {"width": 8} if "width" in recipe["network"] else {}
     loops = {"outer_loop": 2, "inner_loop": 1} if "outer_loop" in recipe["objective"] else {}
     return recipe.with_values(
+        budget={} if recipe["budget"]["ipc"] is None else {"ipc": 1},
         network=network,
         objective={"batch_real": 4} | loops,
         compute={"compile": "never", "precision": "float32"},
         condense={"episodes": 1},
-        evaluate={"repeats": 1, "epochs": 1, "epochs_full": 1, "split": "test"},
+        evaluate={"networks": ["same"], "repeats": 1, "epochs": 1, "epochs_full": 1, "split": "test"},
         compare=[],
     )
 
@@ -442,7 +443,7 @@ def _fraction(recipe: Recipe) -> float | None:
     """Share of the shipped recipe's episodes; None for a recipe of the user's."""
     if recipe.name not in shipped() or not recipe.condense.episodes:
         return None
-    return recipe.condense.episodes / resolve(recipe.name).condense.episodes
+    return recipe.condense.episodes / int(find(recipe.name)[1]["condense"]["episodes"])
 
 
 def _peak_bytes(device: torch.device) -> int:
