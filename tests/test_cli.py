@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from condensate import LowRank, Streams, SyntheticDataset, class_major, cli
+from condensate import LowRank, Streams, SyntheticDataset, class_major, cli, load, load_data, runs
 from condensate.cli import main
 from condensate.recipe import shipped
 
@@ -129,6 +129,118 @@ def test_evaluate__saved_set_alone(capsys, tmp_path):
     assert len(scores[0]["accuracies"]) == 3
     first = json.loads((tmp_path / "here" / "result.json").read_text())["evaluation"][0]["accuracies"]
     assert scores[0]["accuracies"][:2] == first
+
+
+ZCA = [
+    "digits-dm", "--network.width", "8", "--network.depth", "1", "--objective.batch_real", "8", "--data.zca", "true",
+    "--condense.episodes", "2", "--condense.checkpoint", "1", "--evaluate.repeats", "2", "--evaluate.epochs", "2",
+    "--evaluate.epochs_full", "1",
+]  # fmt: skip
+
+
+def files(folder) -> dict[str, bytes]:
+    """What is the same in every run of a seed."""
+    kept = [*folder.rglob("*.safetensors"), *folder.rglob("images.png")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in kept}
+
+
+def test_zca__run_with_all_rows_resumed_and_evaluated(capsys, tmp_path, monkeypatch):
+    rows = ["--compare", "digits-lodm,random,random-uint8,herding,k-centre,full"]
+    assert main(["run", *ZCA, *rows, "--out", "whole"]) == 0
+    with monkeypatch.context() as patch:  # stopped after the first episode, its checkpoint written
+        kept = runs._Row.save
+        patch.setattr(runs._Row, "save", lambda *a: (kept(*a), 1 / 0))
+        with pytest.raises(ZeroDivisionError):
+            main(["run", *ZCA, *rows, "--out", "parts"])
+    assert main(["run", "--resume", "parts"]) == 0
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+    results = {row: json.loads((tmp_path / row / "result.json").read_text()) for row in ("whole", "parts")}
+    assert results["parts"]["evaluation"] == results["whole"]["evaluation"]
+    whitening = load_data(zca=True).whitening
+    side = tmp_path / "whole" / f"zca-{whitening.digest[:16]}.safetensors"
+    assert results["whole"]["stored"]["side_bytes"] == side.stat().st_size
+    assert results["whole"]["stored"]["tensor_bytes"] == 2560
+    assert results["whole"]["data"]["preprocessing"] == load_data(zca=True).preprocessing
+    full = json.loads((tmp_path / "whole/compare/full/result.json").read_text())
+    assert full["stored"]["side_bytes"] == 0
+    capsys.readouterr()
+    for row in ("", "compare/digits-lodm", "compare/random-uint8"):  # scored alone as in the run
+        assert main(["evaluate", f"whole/{row}", "--out", f"s{len(row)}.json"]) == 0
+        scored = json.loads((tmp_path / f"s{len(row)}.json").read_text())["evaluation"]
+        assert scored == json.loads((tmp_path / "whole" / row / "result.json").read_text())["evaluation"]
+
+
+def test_zca__rows_of_real_images__are_real_images(tmp_path):
+    same = [*ZCA, "--condense.episodes", "0", "--start.name", "real", "--compare", "random-uint8"]
+    assert main(["run", *same, "--out", "zca"]) == 0
+    assert main(["run", *same, "--data.zca", "false", "--out", "plain"]) == 0
+    bytes_of = [load(tmp_path / name / "compare/random-uint8").parameterization.values for name in ("zca", "plain")]
+    assert torch.equal(*bytes_of)
+    pictures = load(tmp_path / "zca").pictures()
+    raw = load_data().train.raw / 255
+    assert float(torch.cdist(pictures.flatten(1), raw.flatten(1), p=torch.inf).amin(1).max()) < 1 / 255 / 2
+    one, other = (load(tmp_path / name) for name in ("zca", "plain"))
+    torch.testing.assert_close(one.pictures(), other.pictures(), rtol=0, atol=1e-5)
+    assert not torch.allclose(one.images(), other.images(), atol=0.1)
+
+
+def test_zca__lowrank_is_the_best_fit_to_whitened_images(tmp_path):
+    same = [*ZCA, "--condense.episodes", "0", "--start.name", "real", "--compare", "[]"]
+    low = [*same, "--parameterization.name", "lowrank", "--parameterization.rank", "2", "--budget.bytes", "1280"]
+    assert main(["run", *low, "--budget.ipc", "null", "--out", "low"]) == 0
+    assert main(["run", *same, "--out", "pixels"]) == 0
+    images, whole = (load(tmp_path / name).images().detach() for name in ("low", "pixels"))
+    singular = torch.linalg.svdvals(whole)
+    torch.testing.assert_close(torch.linalg.svdvals(images)[..., :2], singular[..., :2])
+    torch.testing.assert_close((images - whole).square().sum((2, 3)), singular[..., 2:].square().sum(-1))
+
+
+def test_zca__evaluate_on_other_images__are_seen_through_the_whitening_of_the_set(tmp_path, monkeypatch):
+    folder_of_images(tmp_path / "one", each=6)
+    folder_of_images(tmp_path / "two", each=5)
+    for split in ("train", "test"):
+        for number, path in enumerate(sorted((tmp_path / "two" / split).rglob("*.png"))):
+            png(path, value=250 - 20 * number)
+    few = ["--network.width", "8", "--network.depth", "1", "--condense.episodes", "0", "--compare", "[]"]
+    few += ["--evaluate.repeats", "1", "--evaluate.epochs", "1", "--data.zca", "true", "--data.path", "one"]
+    assert main(["run", "folder-dm-ipc1", *few, "--out", "run"]) == 0
+    seen, original = [], runs.evaluate
+    monkeypatch.setattr(runs, "evaluate", lambda *a, **k: (seen.append(a[1].images()), original(*a, **k))[1])
+    monkeypatch.setattr("condensate.data.cache.fit", lambda *_: 1 / 0)  # none is fitted to the other images
+    assert main(["evaluate", "run", "--data.path", "two"]) == 0
+    raw = load_data(path="two").test.raw
+    expected = load("run").whitening.whiten(raw / 255)
+    torch.testing.assert_close(seen[0], expected, rtol=0, atol=1e-6)
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    own = load_data(path="two", zca=True).test.images()
+    assert not torch.allclose(own, expected, atol=0.01)
+
+
+def test_zca__what_cannot_be__is_said(capsys, tmp_path):
+    assert main(["run", *ZCA, "--compare", "[]", "--out", "here"]) == 0
+    assert main(["run", *ZCA, "--compare", "[]", "--data.zca", "false", "--out", "plain"]) == 0
+    capsys.readouterr()
+    assert "drop --data.mean and --data.zca" in fails(
+        capsys, "evaluate", "here", "--data.zca", "false", "--data.mean", "0.5"
+    )
+    assert main(["evaluate", "here", "--data.zca", "true"]) == 0
+    capsys.readouterr()
+    assert "are not whitened" in fails(capsys, "evaluate", "plain", "--data.zca", "true")
+    assert "drop --data.mean (--data.mean null)" in fails(capsys, "run", *ZCA, "--data.mean", "0.5")
+    assert "12,288 values" in fails(capsys, "plan", "tinyimagenet-lodm-ipc1", "--data.zca", "true")
+    for path in (tmp_path / "here").glob("zca-*"):
+        path.unlink()
+    assert "is missing: copy zca-" in fails(capsys, "evaluate", "here")
+
+
+def test_zca__plan_says_the_side_file__smoke_runs_without(capsys, tmp_path):
+    assert main(["plan", "digits-lodm", "--data.zca", "true"]) == 0
+    assert f"{4 * 64 * 66:,}" in capsys.readouterr().out
+    assert main(["plan", "digits-lodm"]) == 0
+    assert "ZCA" not in capsys.readouterr().out
+    assert main(["run", "cifar10-lodm-ipc1", "--data.zca", "true", "--smoke", "--out", "here"]) == 0
+    assert not list((tmp_path / "here").glob("zca-*"))
 
 
 def test_evaluate__networks_by_name_variant_and_list(capsys, tmp_path):

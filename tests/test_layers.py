@@ -9,7 +9,7 @@ ROOT = Path(condensate.__file__).parent
 
 LAYERS = [
     {"errors", "atomic"},
-    {"streams"},
+    {"streams", "whitening"},
     {"augment", "networks", "compute"},
     {"data", "parameterizations", "training"},
     {"synthetic", "coresets"},

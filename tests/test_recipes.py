@@ -218,3 +218,17 @@ def test_merge__changed_name__drops_the_keys_of_the_old_one():
 def test_compute__defaults_of_library_and_recipe__agree_on_chunk():
     assert resolve("cifar10-lodm-ipc1")["compute"]["chunk"] == Compute().chunk
     assert Compute().precision == torch.float32
+
+
+def test_zca__switched_on__sets_the_stated_normalisation_aside():
+    assert resolve("cifar10-lodm-ipc1")["data"]["mean"] is not None
+    data = resolve("cifar10-lodm-ipc1", {"data": {"zca": True}})["data"]
+    assert (data["zca"], data["mean"], data["std"]) == (True, None, None)
+    assert resolve("cifar10-lodm-ipc1", {"data": {"zca": False}})["data"]["mean"] is not None
+    merged = merge({"data": {"mean": [0.5], "std": [0.5]}}, {"data": {"zca": True, "path": "x"}})
+    assert merged == {"data": {"mean": None, "std": None, "zca": True, "path": "x"}}
+
+
+def test_zca__with_a_normalisation_stated_beside_it__refused():
+    with pytest.raises(UserError, match=r"ZCA takes the place of normalisation: drop --data\.std"):
+        resolve("digits-dm", {"data": {"zca": True, "std": [0.5]}})

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from condensate import LowRank, Parameterization, Pixels, SyntheticDataset, Uint8, UserError, class_major, load
 from condensate.parameterizations import Cost
+from condensate.whitening import fit
 
 SHAPE = (3, 4, 5)
 
@@ -431,3 +432,104 @@ def test_load__of_a_file_whose_metadata_are_not_ours(text: str, saved: Path):
     save_file(tensors, saved, {"condensate": text})
     with pytest.raises(UserError, match="is damaged or of an unknown kind"):
         load(saved)
+
+
+# Whitened sets.
+
+
+def raw_images(n: int = 6, seed: int = 0) -> Tensor:
+    return torch.randint(0, 256, (n, *SHAPE), generator=seeded(seed), dtype=torch.uint8)
+
+
+WHITENING = fit(raw_images(50))
+
+
+def whitened(seed: int = 0) -> SyntheticDataset:
+    stored = pixels()
+    stored.encode_(WHITENING.whiten(raw_images(seed=seed) / 255))
+    return synthetic(stored, whitening=WHITENING)
+
+
+def test_whitened__pictures_are_the_pixels():
+    data = whitened()
+    assert float((data.pictures() - raw_images() / 255).abs().max()) < 1 / 255 / 2
+    torch.testing.assert_close(data.pictures(torch.tensor([5, 1])), data.pictures()[[5, 1]])
+
+
+def test_whitened__uint8_holds_real_pixels_and_shows_networks_whitened_ones():
+    stored = Uint8(6, SHAPE)
+    stored.encode_(raw_images() / 255)
+    data = synthetic(stored, whitening=WHITENING)
+    assert torch.equal(stored.values, raw_images())
+    torch.testing.assert_close(data.images(), whitened().images().detach(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(data.pictures(), raw_images() / 255, rtol=0, atol=1e-5)
+    assert not Uint8(6, SHAPE, mean=(0.5,), std=(1.0,)).holds_pixels
+    assert not Uint8(6, SHAPE, std=(0.5,)).holds_pixels
+
+
+def test_whitened__saved_and_loaded__with_one_side_file(tmp_path: Path):
+    name = f"zca-{WHITENING.digest[:16]}.safetensors"
+    data = whitened()
+    data.save(tmp_path / "a.safetensors")
+    first = (tmp_path / name).stat().st_mtime_ns
+    whitened(seed=1).save(tmp_path / "b.safetensors")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors", name]
+    assert (tmp_path / name).stat().st_mtime_ns == first
+    about = json.loads(contents(tmp_path / "a.safetensors")[0]["condensate"])
+    assert about["whitening"] == {"file": name, "sha256": WHITENING.digest}
+    read = load(tmp_path / "a.safetensors")
+    assert read.whitening is not None
+    assert read.whitening.digest == WHITENING.digest
+    assert torch.equal(read.images(), data.images())
+    assert torch.equal(read.pictures(), data.pictures())
+    read.save(tmp_path / "again" / "a.safetensors")
+    for file in ("a.safetensors", name):
+        assert (tmp_path / "again" / file).read_bytes() == (tmp_path / file).read_bytes()
+
+
+def test_whitened__side_file_damaged__is_named_and_made_anew_when_saved(tmp_path: Path):
+    whitened().save(tmp_path / "set.safetensors")
+    (side,) = tmp_path.glob("zca-*")
+    whole = side.read_bytes()
+    side.write_bytes(whole[:-4])
+    with pytest.raises(UserError, match=rf"{side.name} is not a whitening, or is damaged .* copy {side.name} again"):
+        load(tmp_path / "set.safetensors")
+    whitened().save(tmp_path / "set.safetensors")
+    assert side.read_bytes() == whole
+
+
+def test_whitened__side_file_missing__says_what_to_copy(tmp_path: Path):
+    whitened().save(tmp_path / "set.safetensors")
+    (side,) = tmp_path.glob("zca-*")
+    side.unlink()
+    with pytest.raises(UserError, match=rf"{side.name}, which says how, is missing: copy {side.name} beside it"):
+        load(tmp_path / "set.safetensors")
+
+
+def test_whitened__side_file_of_another_set__is_refused(tmp_path: Path):
+    whitened().save(tmp_path / "set.safetensors")
+    (side,) = tmp_path.glob("zca-*")
+    fit(raw_images(50, seed=1)).save(side)
+    with pytest.raises(UserError, match=rf"{side.name} is not the whitening that set.safetensors was made with"):
+        load(tmp_path / "set.safetensors")
+
+
+@pytest.mark.parametrize("said", [{"file": "../x", "sha256": "../x"}, {"sha256": 3}, "zca", {}])
+def test_whitened__damaged_description__is_refused(said: object, tmp_path: Path):
+    whitened().save(tmp_path / "set.safetensors")
+    rewritten(tmp_path / "set.safetensors", lambda about, _: about.update(whitening=said))
+    with pytest.raises(UserError, match="does not say by which whitening"):
+        load(tmp_path / "set.safetensors")
+
+
+def test_whitened__what_does_not_fit__is_refused():
+    with pytest.raises(UserError, match="whitening of 60 values does not suit images of 12"):
+        SyntheticDataset(Pixels(1, (1, 3, 4)), torch.tensor([0]), whitening=WHITENING)
+    with pytest.raises(UserError, match="give no mean and std"):
+        synthetic(whitening=WHITENING, mean=(0.5, 0.5, 0.5))
+
+
+def test_not_whitened__file_says_nothing_of_it(saved: Path):
+    assert "whitening" not in json.loads(contents(saved)[0]["condensate"])
+    assert load(saved).whitening is None
+    assert [p.name for p in saved.parent.iterdir()] == [saved.name]

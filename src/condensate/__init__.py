@@ -16,6 +16,7 @@ from condensate.parameterizations import LowRank, Parameterization, Pixels, Uint
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset, class_major, load
 from condensate.training import fit
+from condensate.whitening import Whitening
 
 __all__ = [
     "Augment",
@@ -34,6 +35,7 @@ __all__ = [
     "SyntheticDataset",
     "Uint8",
     "UserError",
+    "Whitening",
     "build_network",
     "capacity",
     "class_major",

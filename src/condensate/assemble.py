@@ -105,7 +105,8 @@ def start(recipe: Recipe, data: ImageData, streams: Streams) -> SyntheticDataset
         fit(trained, data.train, epochs=epochs, generator=streams("embed", "order"), augment=training_augment(recipe))
         return embed(trained, data.train)
 
-    STARTS[recipe["start"]["name"]](stored, data.train, trained_features, streams, **recipe.options("start"))
+    real = data.train.seen_through(None) if data.whitening is not None and stored.holds_pixels else data.train
+    STARTS[recipe["start"]["name"]](stored, real, trained_features, streams, **recipe.options("start"))
     described = recipe.with_values(data={"path": None})  # the same bytes wherever the data lay
     return SyntheticDataset(
         stored,
@@ -113,6 +114,7 @@ def start(recipe: Recipe, data: ImageData, streams: Streams) -> SyntheticDataset
         classes=data.classes,
         mean=data.mean,
         std=data.std,
+        whitening=data.whitening,
         about={
             "recipe": recipe.name,
             "values": described.values,

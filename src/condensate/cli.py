@@ -21,7 +21,7 @@ from condensate.errors import UserError, unknown
 from condensate.planning import plan
 from condensate.recipe import Recipe, Values, complete, describe_keys, find, merge, shipped
 from condensate.streams import Streams
-from condensate.synthetic import load
+from condensate.synthetic import SyntheticDataset, load
 
 DEFAULT_RECIPE = "digits-lodm"
 
@@ -233,6 +233,7 @@ def _plan(options: argparse.Namespace, keys: Values) -> None:
         ["images per class", str(expected.images_per_class)],
         ["numbers stored", f"{expected.numbers:,}"],
         ["bytes stored", f"{expected.bytes:,} of {expected.budget_bytes:,}"],
+        *([["side file of ZCA", f"{expected.side_bytes:,}"]] if expected.side_bytes else []),
         ["computed", how],
         [f"{recipe.condense.episodes:,} episodes", duration(expected.condense_seconds)],
         ["evaluation", duration(expected.evaluate_seconds)],
@@ -325,9 +326,12 @@ def _evaluate(options: argparse.Namespace, keys: Values) -> None:
         raise UserError(f"{options.out} exists; name another file with --out")
     synthetic = load(options.path).to(device)
     about = synthetic.about
-    normalisation = {"mean": list(synthetic.mean), "std": list(synthetic.std)}
+    normalisation = {"mean": list(synthetic.mean), "std": list(synthetic.std), "zca": False}
     name, values = about.get("recipe", "artefact"), merge(about.get("values", {}), {"data": normalisation})
+    _check_preprocessing(synthetic, keys.get("data", {}))
     recipe = complete(name, merge(values, _as_lists(keys, complete(name, values).values)))
+    if synthetic.whitening is not None:  # its own is used: none is fitted to the data
+        recipe = recipe.with_values(data=normalisation)
     data = assemble.image_data(recipe, device)
     if data.shape != synthetic.parameterization.shape or len(data.classes) != len(synthetic.classes):
         raise UserError(
@@ -345,6 +349,19 @@ def _evaluate(options: argparse.Namespace, keys: Values) -> None:
         with replacing(options.out) as part:
             result = {"evaluation": [runs.as_json(score) for score in scores], "seed": recipe["seed"]}
             part.write_text(json.dumps(result | runs.environment(device), indent=1) + "\n")
+
+
+def _check_preprocessing(synthetic: SyntheticDataset, given: Values) -> None:
+    """Refuse keys under which networks would see test images otherwise than the set's."""
+    if synthetic.whitening is None and given.get("zca"):
+        raise UserError("the set's images are not whitened, and test images must be seen as they are: drop --data.zca")
+    other = [key for key in ("mean", "std") if given.get(key) is not None]
+    other += ["zca"] if given.get("zca") is False else []
+    if synthetic.whitening is not None and other:
+        raise UserError(
+            "the set's images are whitened, and test images are whitened alike whatever the data: "
+            f"drop {' and '.join(f'--data.{key}' for key in other)}"
+        )
 
 
 def _overview() -> str:

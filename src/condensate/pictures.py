@@ -37,7 +37,8 @@ def save_grid(synthetic: SyntheticDataset, path: str | os.PathLike[str]) -> None
     for row, (name, index) in enumerate(zip(names, rows, strict=True)):
         top = HEAD + GAP + row * (cell[1] + GAP)
         write.text((6, top + cell[1] // 2 - 6), name, fill="black")
-        images = synthetic.images(index).detach().cpu()
+        images = synthetic.images(index).detach()
+        images = (images if synthetic.whitening is None else synthetic.whitening.colour(images)).cpu()
         for side, pictures in enumerate((synthetic.pictures(index).cpu(), _stretched(images))):
             for column, picture in enumerate(_rgb(pictures)):
                 image = Image.fromarray(picture.numpy()).resize(cell, Image.Resampling.NEAREST)

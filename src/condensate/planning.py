@@ -21,6 +21,7 @@ from condensate.objectives import OBJECTIVES
 from condensate.parameterizations import PARAMETERIZATIONS, Shape
 from condensate.recipe import Recipe
 from condensate.streams import Streams
+from condensate.whitening import check_size, side_bytes
 
 PATIENCE = 0.8  # seconds a measurement goes on for
 
@@ -41,6 +42,7 @@ class Plan:
         condense_seconds: Of all episodes, from this machine's measured rates; compilation apart.
         evaluate_seconds: Of all networks.
         memory_bytes: Of images and activations at the peak, beside what PyTorch itself takes.
+        side_bytes: Of the whitening beside the set, not in the budget; 0 without ZCA.
     """
 
     shape: Shape
@@ -54,6 +56,7 @@ class Plan:
     condense_seconds: float
     evaluate_seconds: float
     memory_bytes: int
+    side_bytes: int
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,10 @@ class Rates:
 def plan(recipe: Recipe, device: torch.device) -> Plan:
     """Estimate a run without an episode of it; machine rates are measured once, in seconds, and kept in the cache."""
     shape, classes, held = _data(recipe)
+    side = 0
+    if recipe["data"]["zca"]:
+        check_size(shape)
+        side = side_bytes(shape)
     each = assemble.images_per_class(recipe, classes, shape)
     images = each * classes
     storage = PARAMETERIZATIONS[recipe["parameterization"]["name"]]
@@ -99,7 +106,8 @@ def plan(recipe: Recipe, device: torch.device) -> Plan:
         settled["compute"]["precision"],
         options.episodes * (work.features / rates.features + work.gradients / rates.gradients),
         trained / rates.training,
-        held + 3 * cost.bits // 8 + activations,
+        held + 3 * cost.bits // 8 + activations + 2 * side,
+        side,
     )
 
 
@@ -108,7 +116,7 @@ def _data(recipe: Recipe) -> tuple[Shape, int, int]:
     name, path = recipe["data"]["name"], recipe["data"]["path"]
     if path is None and name in KNOWN and name != "digits":
         return KNOWN[name].shape, KNOWN[name].classes, 0
-    data: ImageData = assemble.image_data(recipe, torch.device("cpu"))
+    data: ImageData = assemble.image_data(recipe.with_values(data={"zca": False}), torch.device("cpu"))
     return data.shape, len(data.classes), data.train.raw.numel() + data.test.raw.numel()
 
 

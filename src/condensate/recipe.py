@@ -172,12 +172,18 @@ class Recipe:
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Values:
-    """``base`` with ``changes`` over it, section by section; where a section's name changes, its old keys go."""
+    """``base`` with ``changes`` over it, section by section.
+
+    Where a section's name changes, its old keys go; where data.zca is switched on, so do mean and std, whose place it
+    takes.
+    """
     merged = deepcopy(dict(base))
     for key, value in changes.items():
         old = merged.get(key)
         if isinstance(value, Mapping) and isinstance(old, Mapping):
             renamed = key in NAMED and "name" in old and value.get("name", old["name"]) != old["name"]
+            if key == "data" and value.get("zca") is True:
+                old = {**old, "mean": None, "std": None}
             merged[key] = dict(deepcopy(value)) if renamed else merge(old, value)
         else:
             merged[key] = deepcopy(value)
@@ -319,6 +325,7 @@ def complete(name: str, values: Values, about: Mapping[str, str] | None = None) 
     for section in ("budget", "condense", "evaluate"):
         getattr(recipe, section)
     Augment(**recipe["augment"])
+    data.check_zca(**{key: recipe["data"][key] for key in ("mean", "std", "zca")})
     pixel_std = recipe["start"].get("pixel_std")
     if pixel_std is not None and not 0 < pixel_std < math.inf:
         raise UserError(f"start.pixel_std must be above 0 and finite, got {pixel_std}")

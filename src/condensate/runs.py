@@ -29,6 +29,7 @@ from condensate.recipe import Recipe, Values, complete, find, merge, resolve, sh
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset, load
 from condensate.training import Examples
+from condensate.whitening import file_name
 
 SCHEMA = 1
 FULL = "full"
@@ -86,6 +87,7 @@ def smoked(recipe: Recipe) -> Recipe:
         condense={"episodes": 1},
         evaluate={"networks": ["same"], "repeats": 1, "epochs": 1, "epochs_full": 1, "split": "test"},
         compare=[],
+        data={"zca": False},
     )
 
 
@@ -323,7 +325,12 @@ class _Row:
             "peak_bytes": _peak_bytes(self.session.device),
             "budget": recipe["budget"],
             "compute": recipe["compute"],
-            "data": {"name": self.data.name, "fingerprint": self.data.fingerprint, "split": recipe.evaluate.split},
+            "data": {
+                "name": self.data.name,
+                "fingerprint": self.data.fingerprint,
+                "preprocessing": self.data.preprocessing,
+                "split": recipe.evaluate.split,
+            },
             "stored": stored,
             "evaluation": [as_json(score) for score in scores],
             "artefact_sha256": sha256(artefact.read_bytes()).hexdigest() if artefact.is_file() else None,
@@ -344,6 +351,8 @@ def score(
 ) -> list[Score]:
     """Train and score all networks that a recipe's evaluation names.
 
+    Where ``examples`` are a whitened set, real images are seen through its whitening, whatever that of ``data`` is.
+
     Args:
         recipe: Its section ``evaluate`` and its network and augmentation.
         examples: What to train on.
@@ -356,6 +365,8 @@ def score(
         keep: Called with a network's place and name in the evaluation, and accuracies, after each.
     """
     options, scores = recipe.evaluate, []
+    if isinstance(examples, SyntheticDataset) and examples.whitening is not None:
+        data = data.seen_through(examples.whitening)
     networks = assemble.networks_of(recipe, data.shape, len(data.classes))
     for number, (name, registered, keywords) in enumerate(networks):
         key = f"{number} {name}"  # "same" and a name may stand for one network under two sets of options
@@ -424,11 +435,13 @@ def environment(device: torch.device) -> Values:
 
 
 def _stored(synthetic: SyntheticDataset, artefact: Path) -> Values:
-    cost = synthetic.cost()
+    cost, whitening = synthetic.cost(), synthetic.whitening
+    side = None if whitening is None else artefact.with_name(file_name(whitening.digest))
     return {
         "numbers": cost.numbers,
         "tensor_bytes": cost.bits // 8,
         "file_bytes": artefact.stat().st_size,
+        "side_bytes": 0 if side is None else side.stat().st_size,
         "images_per_class": synthetic.per_class,
     }
 
@@ -436,7 +449,8 @@ def _stored(synthetic: SyntheticDataset, artefact: Path) -> Values:
 def _stored_full(data: ImageData) -> Values:
     numbers = data.train.raw.numel()
     per_class = round(len(data.train) / len(data.classes))
-    return {"numbers": numbers, "tensor_bytes": numbers, "file_bytes": None, "images_per_class": per_class}
+    bytes_ = {"tensor_bytes": numbers, "file_bytes": None, "side_bytes": 0}
+    return {"numbers": numbers, **bytes_, "images_per_class": per_class}
 
 
 def _fraction(recipe: Recipe) -> float | None:

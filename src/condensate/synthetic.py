@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch.utils.data import Dataset
 from condensate.atomic import replacing
 from condensate.errors import UserError
 from condensate.parameterizations import PARAMETERIZATIONS, Cost, Parameterization
+from condensate.whitening import Whitening, file_name, read
 
 FORMAT = 1
 METADATA_LIMIT = 8192
@@ -33,6 +35,7 @@ class SyntheticDataset(nn.Module, Dataset[tuple[Tensor, Tensor]]):
         std: Likewise.
         step_size: Learning rate learned with the images, if any.
         about: Whatever else a reader wants to know (hints for training, recipe, seed, versions): plain JSON.
+        whitening: That the images are in, in place of a normalisation; saved in a file of its own beside the set.
     """
 
     labels: Tensor
@@ -47,6 +50,7 @@ class SyntheticDataset(nn.Module, Dataset[tuple[Tensor, Tensor]]):
         std: Sequence[float] | None = None,
         step_size: float | None = None,
         about: dict[str, Any] | None = None,
+        whitening: Whitening | None = None,
     ) -> None:
         super().__init__()
         if len(labels) != len(parameterization):
@@ -64,6 +68,12 @@ class SyntheticDataset(nn.Module, Dataset[tuple[Tensor, Tensor]]):
             raise UserError(f"mean and std need {channels} values each, got {len(self.mean)} and {len(self.std)}")
         self.step_size = nn.Parameter(torch.tensor(float(step_size))) if step_size is not None else None
         self.about = about or {}
+        self.whitening = whitening
+        values = torch.Size(parameterization.shape).numel()
+        if whitening is not None and len(whitening.mean) != values:
+            raise UserError(f"a whitening of {len(whitening.mean)} values does not suit images of {values}")
+        if whitening is not None and (any(self.mean) or set(self.std) != {1.0}):
+            raise UserError("whitening takes the place of normalisation: give no mean and std with it")
 
     def __len__(self) -> int:
         """Number of images."""
@@ -76,14 +86,19 @@ class SyntheticDataset(nn.Module, Dataset[tuple[Tensor, Tensor]]):
         return self.images(torch.tensor([index % len(self)])).detach()[0], self.labels[index]
 
     def images(self, index: Tensor | None = None) -> Tensor:
-        """Normalised images at ``index``, all if None: (k,) -> (k, C, H, W), differentiable."""
+        """Normalised or whitened images at ``index``, all if None: (k,) -> (k, C, H, W), differentiable."""
         if index is None:
             index = torch.arange(len(self), device=self.labels.device)
-        return self.parameterization.decode(index)
+        images = self.parameterization.decode(index)
+        if self.whitening is not None and self.parameterization.holds_pixels:
+            images = self.whitening.whiten(images)
+        return images
 
     def pictures(self, index: Tensor | None = None) -> Tensor:
-        """Images as one looks at them, normalisation undone and clipped to 0..1: (k,) -> (k, C, H, W)."""
+        """Images as one looks at them, preprocessing undone and clipped to 0..1: (k,) -> (k, C, H, W)."""
         images = self.images(index).detach()
+        if self.whitening is not None:
+            images = self.whitening.colour(images)
         mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         return (images * std + mean).clamp(0, 1)
 
@@ -122,7 +137,8 @@ class SyntheticDataset(nn.Module, Dataset[tuple[Tensor, Tensor]]):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the stored tensors and one JSON metadata key to a safetensors file, atomically.
 
-        The same contents give the same bytes.
+        The same contents give the same bytes. A whitening goes to a file of its own in the same folder, named by its
+        hash and shared by all sets there.
         """
         names = {cls: name for name, cls in PARAMETERIZATIONS.items()}
         kind = type(self.parameterization)
@@ -137,6 +153,9 @@ class SyntheticDataset(nn.Module, Dataset[tuple[Tensor, Tensor]]):
             "std": self.std,
             "about": self.about,
         }
+        if self.whitening is not None:
+            digest = self.whitening.digest
+            metadata["whitening"] = {"file": file_name(digest), "sha256": digest}
         text = _dump(metadata)
         if len(text.encode()) > METADATA_LIMIT:  # of a thousand classes, say: numbers instead of names
             text = _dump(metadata | {"classes": len(self.classes)})
@@ -149,6 +168,8 @@ class SyntheticDataset(nn.Module, Dataset[tuple[Tensor, Tensor]]):
             raise UserError(
                 "the synthetic set holds values that are not finite; it diverged: try a smaller --condense.lr"
             )
+        if self.whitening is not None:
+            self.whitening.save_beside(path)
         with replacing(path) as part:
             part.write_bytes(save(tensors, metadata={"condensate": text}))
 
@@ -157,7 +178,8 @@ def load(path: str | os.PathLike[str]) -> SyntheticDataset:
     """Read a synthetic data set from ``synthetic.safetensors``, or from the run folder that holds it.
 
     Raises:
-        UserError: There is no such file, or it is damaged, or something else wrote it.
+        UserError: There is no such file, or it is damaged, or something else wrote it, or the whitening of its images
+            is not beside it.
     """
     path = Path(path)
     if path.is_dir():
@@ -183,12 +205,37 @@ def load(path: str | os.PathLike[str]) -> SyntheticDataset:
     if synthetic is None:
         known = f"this version reads up to {FORMAT}"
         raise UserError(f"{path} has format {metadata['format']}, {known}: update condensate")
+    if "whitening" in metadata:
+        synthetic.whitening = _whitening(path, metadata["whitening"])
     return synthetic
 
 
 def class_major(classes: int, per_class: int) -> Tensor:
     """Labels (classes * per_class,): all of class 0, then all of class 1, and so on."""
     return torch.arange(classes).repeat_interleave(per_class)
+
+
+def _whitening(path: Path, described: Any) -> Whitening:
+    """The whitening of the set at ``path``, from the file beside it; the name in ``described`` is not trusted."""
+    digest = described.get("sha256") if isinstance(described, dict) else None
+    if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+        raise UserError(f"{path} is damaged: it does not say by which whitening its images are to be read")
+    side = path.with_name(file_name(digest))
+    if not side.is_file():
+        raise UserError(
+            f"{path} holds whitened images, and {side.name}, which says how, is missing: copy {side.name} beside it "
+            "from the folder the set was saved in"
+        )
+    try:
+        whitening = read(side)
+    except UserError as error:
+        raise UserError(f"{error}; copy {side.name} again from the folder that {path.name} was saved in") from error
+    if whitening.digest != digest:
+        raise UserError(
+            f"{side} is not the whitening that {path.name} was made with, but another under its name; copy {side.name} "
+            "again from the folder that the set was saved in"
+        )
+    return whitening
 
 
 def _rebuild(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> SyntheticDataset:

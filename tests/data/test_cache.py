@@ -77,6 +77,31 @@ def test_options__that_do_not__share_one_file(kept: Path, photos: str):
     assert len(list(kept.iterdir())) == 1
 
 
+def test_whitening__second_load__is_not_fitted_again(kept: Path, photos: str, monkeypatch: pytest.MonkeyPatch):
+    first, held_out = load(path=photos, zca=True), load(path=photos, zca=True, validation=0.4)
+    monkeypatch.setattr(cache, "fit", fail)
+    second = load(path=photos, zca=True)
+    assert second.whitening.digest == first.whitening.digest != held_out.whitening.digest
+    assert torch.equal(second.test.images(), first.test.images())
+    assert len(list(kept.glob("zca-*"))) == 2
+
+
+def test_whitening__damaged_in_the_cache__is_fitted_again(kept: Path, photos: str):
+    first = load(path=photos, zca=True)
+    (file,) = kept.glob("zca-*")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-3] + b"abc")
+    assert load(path=photos, zca=True).whitening.digest == first.whitening.digest
+    assert file.read_bytes() == whole
+
+
+def test_whitening__other_number_of_threads__keeps_its_own(kept: Path, photos: str, monkeypatch: pytest.MonkeyPatch):
+    load(path=photos, zca=True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 17)
+    load(path=photos, zca=True)
+    assert len(list(kept.glob("zca-*"))) == 2
+
+
 @pytest.mark.parametrize("change", ["pixels", "class name", "class of a file"])
 def test_changed_files__are_read_anew(kept: Path, photos: str, change: str):
     before = load(path=photos).fingerprint

@@ -1,3 +1,4 @@
+import json
 import warnings
 
 import numpy as np
@@ -5,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from condensate.data import ImageData, Split, from_arrays
+from condensate.data import ImageData, Split, from_arrays, load
 from condensate.errors import UserError
+from condensate.whitening import fit
 
 
 def draw(count: int, channels: int = 3, size: int = 6, seed: int = 0) -> Tensor:
@@ -187,6 +189,81 @@ def test_global_generators__are_untouched():
     data.train.sample(0, 5, seeded())
     assert torch.equal(torch.get_rng_state(), before)
     assert (np.random.get_state()[1] == numpy_before).all()  # type: ignore[index]
+
+
+# ZCA
+
+
+def test_zca__images_are_whitened_pixels_and_not_normalised():
+    data = arrays(zca=True)
+    assert data.whitening is not None
+    expected = fit(data.train.raw).whiten(data.train.raw / 255)
+    torch.testing.assert_close(data.train.images(), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(data.train.images(torch.tensor([7, 0, 7])), expected[[7, 0, 7]], rtol=0, atol=1e-6)
+    assert data.train.images(torch.tensor([], dtype=torch.long)).shape == (0, 3, 6, 6)
+    assert (data.mean, data.std) == ((0, 0, 0), (1, 1, 1))
+    some = data.train.subset(torch.tensor([4, 2]))
+    torch.testing.assert_close(some.images(), expected[[4, 2]], rtol=0, atol=1e-6)
+
+
+def test_zca__fitted_on_training_images_alone__applied_to_all():
+    data, plain = arrays(zca=True, validation=0.3), arrays(validation=0.3)
+    fitted = fit(plain.train.raw)
+    assert data.whitening is not None
+    assert data.whitening.digest == fitted.digest
+    for name in ("train", "validation", "test"):
+        raw = getattr(plain, name).raw
+        torch.testing.assert_close(getattr(data, name).images(), fitted.whiten(raw / 255), rtol=0, atol=1e-6)
+    assert data.fingerprint == plain.fingerprint
+
+
+def test_zca__gray_images():
+    raw = draw(30, 1)
+    data = from_arrays(raw, torch.arange(30) % 2, raw, torch.arange(30) % 2, zca=True)
+    torch.testing.assert_close(data.test.images(), fit(raw).whiten(raw / 255), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"mean": (0.5,) * 3}, r"drop --data.mean \(--data.mean null\), or say --data.zca false"),
+        (
+            {"mean": (0.5,) * 3, "std": (0.5,) * 3},
+            r"drop --data.mean and --data.std \(--data.mean null --data.std null\)",
+        ),
+    ],
+)
+def test_zca__with_a_normalisation__is_refused(given: dict[str, object], message: str):
+    with pytest.raises(UserError, match=message):
+        arrays(zca=True, **given)
+    with pytest.raises(UserError, match=message):
+        load(zca=True, **given)  # type: ignore[arg-type]
+
+
+def test_preprocessing__is_plain_json():
+    plain, data = arrays(mean=(0.1, 0.2, 0.3)), arrays(zca=True)
+    assert plain.preprocessing == {"mean": [0.1, 0.2, 0.3], "std": list(plain.std), "zca": None}
+    assert data.whitening is not None
+    assert data.preprocessing == {"mean": [0, 0, 0], "std": [1, 1, 1], "zca": data.whitening.digest}
+    assert json.loads(json.dumps(data.preprocessing)) == data.preprocessing
+
+
+def test_seen_through__another_whitening__takes_the_place_of_what_was_there():
+    other = fit(draw(50, seed=9))
+    for data in (arrays(validation=0.3), arrays(zca=True, validation=0.3)):
+        seen = data.seen_through(other)
+        for name in ("train", "validation", "test"):
+            split = getattr(seen, name)
+            torch.testing.assert_close(split.images(), other.whiten(split.raw / 255), rtol=0, atol=1e-6)
+        assert seen.preprocessing == {"mean": [0, 0, 0], "std": [1, 1, 1], "zca": other.digest}
+        assert seen.seen_through(fit(draw(50, seed=9))) is seen
+        torch.testing.assert_close(data.train.seen_through(None).images(), data.train.raw / 255)
+
+
+@pytest.mark.cuda
+def test_zca__cuda__sees_what_the_cpu_sees():
+    data = arrays(zca=True)
+    torch.testing.assert_close(data.to("cuda").test.images().cpu(), data.test.images(), rtol=0, atol=1e-5)
 
 
 def test_fingerprint__is_of_the_contents():

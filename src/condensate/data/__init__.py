@@ -9,8 +9,9 @@ from condensate.data.decoding import decode
 from condensate.data.sources import KNOWN, Known
 from condensate.data.splits import ImageData, Split
 from condensate.errors import UserError
+from condensate.whitening import fit
 
-__all__ = ["KNOWN", "ImageData", "Known", "Split", "from_arrays", "load"]
+__all__ = ["KNOWN", "ImageData", "Known", "Split", "check_zca", "from_arrays", "load"]
 
 
 def load(
@@ -20,6 +21,7 @@ def load(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     validation: float = 0.0,
+    zca: bool = False,
     size: int | None = None,
     channels: int | None = None,
 ) -> ImageData:
@@ -39,12 +41,15 @@ def load(
         mean: Subtracted, one value a channel on the scale 0 to 1; measured when absent.
         std: Divided by, one value a channel on the scale 0 to 1; measured when absent.
         validation: Part of the training images held out of training, 0 to below 1; the same ones whatever the seed.
+        zca: Whiten pixels in place of normalising them, by the mean and covariance of the training images without the
+            validation images; at most 3,072 values an image. Mean and std are then not taken.
         size: Side to which images are resized (shorter side, bicubic with antialiasing) and cropped at the centre.
         channels: 1 or 3, to which images are converted; transparency is dropped.
 
     Raises:
         UserError: For what the user can mend in the files or the arguments.
     """
+    check_zca(mean, std, zca)
     if size is not None and size < 1:
         raise UserError(f"--data.size must be at least 1, got {size}")
     if channels not in (None, 1, 3):
@@ -58,7 +63,8 @@ def load(
         return Contents(train_images, train_labels, test_images, test_labels, classes)
 
     contents = cache.cached([source.digest, size, channels], make)
-    return ImageData.of(name, contents, mean=mean, std=std, validation=validation)
+    whiten = cache.whitening if zca else None
+    return ImageData.of(name, contents, mean=mean, std=std, validation=validation, whiten=whiten)
 
 
 def from_arrays(
@@ -71,6 +77,7 @@ def from_arrays(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     validation: float = 0.0,
+    zca: bool = False,
     name: str = "arrays",
 ) -> ImageData:
     """A data set from what is in memory. The arrays are copied.
@@ -85,11 +92,24 @@ def from_arrays(
         mean: As for ``load``.
         std: As for ``load``.
         validation: As for ``load``.
+        zca: As for ``load``.
         name: Shown to the user.
 
     Raises:
         UserError: If an array is not of this form or the arrays do not fit each other.
     """
+    check_zca(mean, std, zca)
     labels = check_labels(train_labels, test_labels, classes)
     contents = Contents(as_images(train_images, "train"), labels[0], as_images(test_images, "test"), *labels[1:])
-    return ImageData.of(name, contents, mean=mean, std=std, validation=validation)
+    whiten = (lambda images, _: fit(images)) if zca else None
+    return ImageData.of(name, contents, mean=mean, std=std, validation=validation, whiten=whiten)
+
+
+def check_zca(mean: Sequence[float] | None, std: Sequence[float] | None, zca: bool) -> None:
+    """Refuse a normalisation where pixels are whitened."""
+    given = [f"--data.{key}" for key, values in (("mean", mean), ("std", std)) if values is not None]
+    if zca and given:
+        raise UserError(
+            f"ZCA takes the place of normalisation: drop {' and '.join(given)} "
+            f"({' '.join(f'{key} null' for key in given)}), or say --data.zca false"
+        )

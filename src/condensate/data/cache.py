@@ -5,10 +5,16 @@ import json
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
+import torch
+from torch import Tensor
+
 from condensate.data.contents import Contents
+from condensate.errors import UserError
+from condensate.whitening import Whitening, check_size, fit, read
 
 FORMAT = 1  # to be raised when the same files decode to something else, or the cached file changes
 
@@ -42,6 +48,22 @@ def cached(key: object, make: Callable[[], Contents]) -> Contents:
                 stacklevel=3,
             )
     return contents
+
+
+def whitening(images: Tensor, fingerprint: str) -> Whitening:
+    """The whitening of training images (N, C, H, W), uint8, fitted only if it is not kept yet.
+
+    Its last bits depend on the threads of the eigendecomposition, so that each number of threads keeps its own.
+    """
+    check_size(images.shape[1:])
+    key = json.dumps([FORMAT, fingerprint, torch.get_num_threads(), str(torch.__version__)])
+    path = folder() / f"zca-{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
+    with suppress(UserError):  # none yet, or damaged
+        return read(path)
+    fitted = fit(images)
+    with suppress(OSError):  # a cache that cannot be written only costs time; of the images it has been said
+        fitted.save(path)
+    return fitted
 
 
 def _read(path: Path) -> Contents | None:

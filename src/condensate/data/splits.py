@@ -3,9 +3,9 @@
 import hashlib
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Self, final
+from typing import Any, Self, final
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from condensate.data.contents import Contents
 from condensate.errors import UserError
 from condensate.streams import Streams
+from condensate.whitening import Whitening
 
 
 @final
@@ -26,12 +27,19 @@ class Split:
         classes: K names. A class may have no images here.
         mean: C values on the scale 0 to 1.
         std: C values on the scale 0 to 1, above 0.
+        whitening: Applied after the normalisation, which is then none: mean 0, std 1.
     """
 
     def __init__(
-        self, raw: Tensor, labels: Tensor, classes: Sequence[str], mean: Sequence[float], std: Sequence[float]
+        self,
+        raw: Tensor,
+        labels: Tensor,
+        classes: Sequence[str],
+        mean: Sequence[float],
+        std: Sequence[float],
+        whitening: Whitening | None = None,
     ) -> None:
-        self.raw, self.labels = raw, labels
+        self.raw, self.labels, self.whitening = raw, labels, whitening
         self.classes, self.mean, self.std = tuple(classes), tuple(mean), tuple(std)
         self._members = _by_class(labels, len(self.classes))
         self._counts = torch.tensor([len(members) for members in self._members])
@@ -45,9 +53,10 @@ class Split:
         return len(self.raw)
 
     def images(self, index: Tensor | None = None) -> Tensor:
-        """Normalised images, float32: at ``index`` (k,) -> (k, C, H, W), or all of them."""
+        """Normalised or whitened images, float32: at ``index`` (k,) -> (k, C, H, W), or all of them."""
         raw = self.raw if index is None else self.raw.index_select(0, index.to(self.raw.device))
-        return raw.float().mul_(self._scale).add_(self._shift)
+        images = raw.float().mul_(self._scale).add_(self._shift)
+        return images if self.whitening is None else self.whitening.whiten(images)
 
     def sample(self, label: int, count: int, generator: torch.Generator) -> Tensor:
         """Indices (count,) of random images of one class, on the device of the images.
@@ -75,12 +84,19 @@ class Split:
     def subset(self, index: Tensor) -> "Split":
         """The images at ``index`` (k,) as a split of the same classes and normalisation."""
         index = index.to(self.raw.device)
-        return Split(self.raw[index], self.labels[index], self.classes, self.mean, self.std)
+        return Split(self.raw[index], self.labels[index], self.classes, self.mean, self.std, self.whitening)
+
+    def seen_through(self, whitening: Whitening | None) -> "Split":
+        """The same images whitened so, or as 0..1 pixels if None, in place of their normalisation."""
+        channels = self.raw.shape[1]
+        return Split(self.raw, self.labels, self.classes, (0.0,) * channels, (1.0,) * channels, whitening)
 
     def to(self, device: torch.device | str) -> "Split":
         """This split on ``device``: itself if it is there already."""
         raw = self.raw.to(device)
-        return self if raw is self.raw else Split(raw, self.labels.to(device), self.classes, self.mean, self.std)
+        if raw is self.raw:
+            return self
+        return Split(raw, self.labels.to(device), self.classes, self.mean, self.std, self.whitening)
 
     def _warn_of_replacement(self, count: int) -> None:
         if self._warned:
@@ -108,6 +124,7 @@ class ImageData:
         mean: Per channel, scale 0 to 1; as given, or measured on ``train``, without the validation images.
         std: As ``mean``; measured with divisor N. A channel that is constant gets 1, so that it becomes 0.
         fingerprint: SHA-256 over pixels, labels and class names of all splits; not over the normalisation.
+        whitening: In place of normalisation (mean is then 0, std 1), or None; fitted as ``mean`` is measured.
     """
 
     name: str
@@ -118,6 +135,13 @@ class ImageData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
+    whitening: Whitening | None = None
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What is done to pixels before a network sees them, in plain JSON values."""
+        zca = None if self.whitening is None else self.whitening.digest
+        return {"mean": list(self.mean), "std": list(self.std), "zca": zca}
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -130,6 +154,16 @@ class ImageData:
         validation = None if self.validation is None else self.validation.to(device)
         return replace(self, train=self.train.to(device), test=self.test.to(device), validation=validation)
 
+    def seen_through(self, whitening: Whitening) -> "ImageData":
+        """The same images under another whitening, as that of a synthetic set networks were trained on."""
+        if self.whitening is not None and self.whitening.digest == whitening.digest:
+            return self
+        train, test = self.train.seen_through(whitening), self.test.seen_through(whitening)
+        held = None if self.validation is None else self.validation.seen_through(whitening)
+        return replace(
+            self, train=train, test=test, validation=held, mean=train.mean, std=train.std, whitening=whitening
+        )
+
     @classmethod
     def of(
         cls,
@@ -139,8 +173,17 @@ class ImageData:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         validation: float = 0.0,
+        whiten: Callable[[Tensor, str], Whitening] | None = None,
     ) -> Self:
         """Hold out validation images, measure what is not given, and put the parts together.
+
+        Args:
+            name: For people.
+            contents: Images and labels.
+            mean: As for ``load``.
+            std: As for ``load``.
+            validation: As for ``load``.
+            whiten: Gives the whitening of training images (N, C, H, W), uint8, under a fingerprint; None for none.
 
         Raises:
             UserError: If the arguments do not fit the contents.
@@ -155,17 +198,21 @@ class ImageData:
             images, labels = images[kept], labels[kept]
             fingerprint = hashlib.sha256(f"{fingerprint}/{float(validation)}".encode()).hexdigest()
         _check_normalisation(mean, std, images.shape[1])
+        whitening = None if whiten is None else whiten(images, fingerprint)
+        if whitening is not None:
+            mean, std = (0.0,) * images.shape[1], (1.0,) * images.shape[1]
         if mean is None or std is None:
             measured = measure(images)
             mean = measured[0] if mean is None else mean
             std = [value or 1.0 for value in measured[1]] if std is None else std
 
         def split(raw: Tensor, labels: Tensor) -> Split:
-            return Split(raw, labels, classes, mean, std)
+            return Split(raw, labels, classes, mean, std, whitening)
 
         test = split(contents.test_images, contents.test_labels)
         rest = split(*held) if held else None
-        return cls(name, split(images, labels), test, rest, classes, tuple(mean), tuple(std), fingerprint)
+        train = split(images, labels)
+        return cls(name, train, test, rest, classes, tuple(mean), tuple(std), fingerprint, whitening)
 
 
 def divide(labels: Tensor, part: float, stream: str, classes: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -66,6 +66,11 @@ class Parameterization(nn.Module, ABC):
     def cost(cls, n: int, shape: Shape, **options: Any) -> Cost:
         """What ``stored()`` takes for n images of this shape under these options."""
 
+    @property
+    def holds_pixels(self) -> bool:
+        """Whether decoded images are 0..1 pixels: of whitened data, those before the whitening."""
+        return False
+
     def stored(self) -> dict[str, Tensor]:
         """The tensors that go to disk, by name."""
         return {name: tensor.detach() for name, tensor in self.state_dict().items()}

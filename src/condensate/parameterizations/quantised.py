@@ -14,7 +14,8 @@ class Uint8(Parameterization):
     """Images at one byte a value, as image files hold them: four times as many in the bytes of float32 pixels.
 
     It has nothing to optimise: it holds real images, for comparison. The normalisation is a constant of the data
-    set, known to every user of the images, and is not counted.
+    set, known to every user of the images, and is not counted. Of whitened data it holds the pixels as well, to be
+    whitened when they are read.
 
     Args:
         n: Number of images.
@@ -31,6 +32,11 @@ class Uint8(Parameterization):
             raise UserError(f"mean and std must have 1 or {shape[0]} values, got {len(mean)} and {len(std)}")
         self.mean, self.std = tuple(mean), tuple(std)
         self.register_buffer("values", torch.zeros(n, *shape, dtype=torch.uint8))
+
+    @property
+    def holds_pixels(self) -> bool:
+        """Where the bytes are not normalised."""
+        return not any(self.mean) and set(self.std) == {1.0}
 
     def reset_(self, generator: torch.Generator, pixel_std: float | None = None) -> None:
         """Uniform over the bytes."""
