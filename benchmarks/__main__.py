@@ -99,9 +99,7 @@ def dm_rows(method: str, data: ImageData, repeats: int) -> list[Row]:
     )
     for name, compute in WAYS.items():
         if compute.precision == torch.float32 or has_bfloat16(device):
-            ways[name] = episode(
-                objective(recipe, data.train, data.shape, compute, streams), start(recipe, data, streams)
-            )
+            ways[name] = episode(objective(recipe, data, compute, streams), start(recipe, data, streams))
     images = 2560 + 3 * len(plain)
     return interleaved(f"{method} episode, IPC 1", ways, images * operations_per_image(data), repeats)
 
@@ -140,7 +138,7 @@ def dc_rows(data: ImageData, repeats: int) -> list[Row]:
     for name, compute in WAYS.items():
         if compute.precision == torch.float32 or has_bfloat16(device):
             network = build_network("convnet", data.shape, 10, streams("net"))
-            matching = GradientMatching(data.train, network, Augment([]), streams, compute)
+            matching = GradientMatching(data.train, network, Augment([]), streams, compute, siamese=False)
             ways[name] = episode(matching, start(recipe, data, streams))
     images = 3 * 2560 + 7 * len(plain)
     return interleaved("dc matching step, IPC 1", ways, images * operations_per_image(data), repeats)
@@ -162,7 +160,7 @@ def feature_rows(data: ImageData, repeats: int) -> list[Row]:
     recipe = resolve("cifar10-dm-ipc1")
     for name, compute in WAYS.items():
         if compute.precision == torch.float32 or has_bfloat16(device):
-            matching = objective(recipe, data.train, data.shape, compute, streams)
+            matching = objective(recipe, data, compute, streams)
             assert isinstance(matching, DistributionMatching)
             drawn = matching.augment.draw(streams("a"), 10, (32, 32))
             ways[name] = lambda matching=matching, drawn=drawn: matching._real_means(drawn, 0)  # type: ignore[misc]

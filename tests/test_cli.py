@@ -3,6 +3,7 @@
 import io
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -47,7 +48,7 @@ def folder_of_images(root, classes=("ant", "bee"), each=4):
 def test_overview__names_every_command(capsys):
     assert main([]) == 0
     text = capsys.readouterr().out
-    assert all(name in text for name in ("recipes", "show", "plan", "run", "evaluate"))
+    assert all(name in text for name in ("recipes", "show", "plan", "run", "experts", "evaluate"))
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == cli.__version__
 
@@ -182,6 +183,8 @@ def test_zca__rows_of_real_images__are_real_images(tmp_path):
     one, other = (load(tmp_path / name) for name in ("zca", "plain"))
     torch.testing.assert_close(one.pictures(), other.pictures(), rtol=0, atol=1e-5)
     assert not torch.allclose(one.images(), other.images(), atol=0.1)
+    grids = [torch.from_numpy(np.array(Image.open(tmp_path / name / "images.png"))).int() for name in ("zca", "plain")]
+    assert int((grids[0] - grids[1]).abs().max()) <= 1  # both halves of it
 
 
 def test_zca__lowrank_is_the_best_fit_to_whitened_images(tmp_path):
@@ -208,6 +211,8 @@ def test_zca__evaluate_on_other_images__are_seen_through_the_whitening_of_the_se
     monkeypatch.setattr(runs, "evaluate", lambda *a, **k: (seen.append(a[1].images()), original(*a, **k))[1])
     monkeypatch.setattr("condensate.data.cache.fit", lambda *_: 1 / 0)  # none is fitted to the other images
     assert main(["evaluate", "run", "--data.path", "two"]) == 0
+    assert main(["evaluate", "run", "--data.path", "two", "--data.zca", "true"]) == 0
+    assert torch.equal(*seen)
     raw = load_data(path="two").test.raw
     expected = load("run").whitening.whiten(raw / 255)
     torch.testing.assert_close(seen[0], expected, rtol=0, atol=1e-6)
@@ -241,6 +246,7 @@ def test_zca__plan_says_the_side_file__smoke_runs_without(capsys, tmp_path):
     assert "ZCA" not in capsys.readouterr().out
     assert main(["run", "cifar10-lodm-ipc1", "--data.zca", "true", "--smoke", "--out", "here"]) == 0
     assert not list((tmp_path / "here").glob("zca-*"))
+    assert "zca: false" in (tmp_path / "here" / "recipe.yaml").read_text()  # as it ran
 
 
 def test_evaluate__networks_by_name_variant_and_list(capsys, tmp_path):
@@ -302,6 +308,16 @@ def test_own_folder__condensed_in_one_call(capsys, tmp_path):
             "convnet-d4: a 8x8 image is too small for depth 4",
         ),
         (["plan", "digits-lodm", "--evaluate.networks", "vgg11"], "vgg11: a 8x8 image is too small"),
+        (["run", "digits-lomtt", "--experts.epochs", "5"], "is 9, past the experts' last snapshot, of epoch 5"),
+        (["run", "digits-lomtt", "--objective.batch_syn", "21"], "batch_syn is 21, but the synthetic set has 20"),
+        (
+            ["run", "digits-lomtt", "--experts.make", "false", "--experts.store", "s", "--network.width", "8"],
+            "make them with: condensate experts digits-lomtt --network.width 8 --experts.store",
+        ),
+        (["run", "digits-lodm", "--condense.lr_step", "0.1"], "need an objective that learns them: mtt"),
+        (["run", "digits-lodm", "--experts.count", "3"], "needs an objective that matches experts"),
+        (["experts", "digits-lodm"], "digits-lodm matches no expert trajectories; those that do:"),
+        (["run", "mnist-dsa-ipc1", "--augment.ops", "[]", "--smoke"], "DSA matches augmented images, but augment.ops"),
         (["run", "digits-lodm", "--compare", "[fll]"], "unknown row to compare with 'fll'; did you mean 'full'"),
         (["run", "cifar10-dm-ipc1", "--data.path", "nowhere"], "nowhere"),
         (["run", "digits-lodm", "--condense.lr", ".nan"], "finite lr > 0"),
@@ -419,3 +435,18 @@ def test_display__not_a_terminal__plain_lines(monkeypatch):
     lines = out.getvalue().splitlines()
     assert lines[0] == "work: 2 of 10, 0.1/s, 80 s left loss 3"
     assert len(lines) == 4
+
+
+def test_experts__made_finished_and_used(capsys, tmp_path):
+    toy = ["--network.width", "8", "--network.depth", "1", "--objective.max_start_epoch", "2"]
+    assert main(["experts", "digits-lomtt", "--store", "s", *toy, "--experts.count", "1"]) == 0
+    assert "1 experts (1 made, epochs 0 to 3" in capsys.readouterr().out
+    assert main(["experts", "digits-mtt", "--store", "s", *toy, "--experts.count", "2"]) == 0
+    assert "2 experts (1 made, epochs 0 to 3" in capsys.readouterr().out
+    run = ["run", "digits-lomtt", *toy, "--experts.count", "2", "--experts.store", "s", "--experts.make", "false"]
+    rest = ["--objective.syn_steps", "2", "--condense.episodes", "1", "--evaluate.epochs", "1", "--compare", "[]"]
+    assert main([*run, *rest]) == 0
+    assert "digits-lomtt" in capsys.readouterr().out
+    line = fails(capsys, *run, *rest, "--experts.count", "3")
+    assert "holds 2 of 3 experts; finish it with: condensate experts digits-lomtt" in line
+    assert "--experts.count 3" in line

@@ -12,7 +12,7 @@ LAYERS = [
     {"streams", "whitening"},
     {"augment", "networks", "compute"},
     {"data", "parameterizations", "training"},
-    {"synthetic", "coresets"},
+    {"synthetic", "coresets", "experts"},
     {"starts"},
     {"objectives", "evaluation"},
     {"loop"},

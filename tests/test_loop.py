@@ -58,7 +58,7 @@ def test_condense__reports_each_episode_once_with_its_mean_loss():
 
 
 def test_condense__loss_not_finite__names_episode_and_learning_rate():
-    with pytest.raises(UserError, match=r"loss is nan in episode 2 at learning rate 0.25; .*--condense.lr 0.025"):
+    with pytest.raises(UserError, match=r"loss is nan in episode 2 at condense.lr 0.25; .*--condense.lr 0.025"):
         condense(toy_set(), Toy(bad=2), episodes=9, lr=0.25)
 
 

@@ -17,7 +17,7 @@ from condensate.recipe import Recipe, complete, find, merge, resolve, shipped
 # Recipes by data set and method; a lo* one goes with each but the -original ones.
 SUBSETS = ("imagenette", "imagewoof", "imagemeow", "imagesquawk", "imagefruit", "imageyellow")
 EXPECTED = {
-    "digits": {"dm": 2},
+    "digits": {"dm": 2, "mtt": 2},
     "folder": {"dm": 4},
     "mnist": {"dm": 9, "dc": 6, "dsa": 9},
     "fashion-mnist": {"dm": 6, "dc": 6, "dsa": 9},

@@ -30,8 +30,8 @@ def tiny(name: str = "digits-lodm", **changes) -> Recipe:
     return resolve(name, TINY).with_values(**changes)
 
 
-def carried_out(recipe: Recipe, folder, seed: int = 0) -> dict:
-    return runs.prepare(recipe, session(TINY)).at(folder, seed).run()
+def carried_out(recipe: Recipe, folder, seed: int = 0, changes: dict = TINY) -> dict:
+    return runs.prepare(recipe, session(changes)).at(folder, seed).run()
 
 
 @pytest.mark.parametrize("name", shipped())
@@ -212,7 +212,7 @@ def test_prepare__compared_recipe__takes_the_changes_but_not_the_storage():
 
 
 def test_run__loss_not_finite__no_result(tmp_path):
-    with pytest.raises(UserError, match=r"episode \d+ at learning rate 1e\+30; try a smaller one"):
+    with pytest.raises(UserError, match=r"episode \d+ at condense\.lr 1e\+30; try a smaller one"):
         carried_out(tiny(condense={"lr": 1e30}), tmp_path)
     assert not (tmp_path / "result.json").exists()
     assert not (tmp_path / "synthetic.safetensors").exists()
@@ -317,3 +317,79 @@ def test_resume__goes_on_from_the_checkpoint_not_from_the_start(tmp_path, monkey
         ready.run()
     runs.reopen(tmp_path, DEVICE, session().display).run()
     assert numbers == [0, 1, 2, 3, 4, 5, 4, 5]
+
+
+MATCHED = {
+    "network": {"width": 8, "depth": 1},
+    "objective": {"syn_steps": 2, "expert_epochs": 1, "max_start_epoch": 2},
+    "experts": {"count": 2},
+    "condense": {"episodes": 6, "checkpoint": 2, "lr_step": 1e-3, "lr_labels": 0.5},
+    "evaluate": {"repeats": 1, "epochs": 2, "epochs_full": 1},
+    "budget": {"ipc": 2},
+    "compare": ["digits-mtt", "random"],
+}
+
+
+def matched(folder, **changes) -> Recipe:
+    recipe = resolve("digits-lomtt", MATCHED).with_values(experts={"store": str(folder / "store")})
+    return recipe.with_values(**changes)
+
+
+def test_run__missing_experts_are_made_once_and_labels_and_step_size_learned(tmp_path):
+    results = carried_out(
+        matched(tmp_path),
+        tmp_path / "run",
+        changes=MATCHED | {"experts": {"count": 2, "store": str(tmp_path / "store")}},
+    )
+    (store,) = (tmp_path / "store").iterdir()
+    made = {file: file.stat().st_mtime_ns for file in store.glob("expert-*")}
+    assert len(made) == 2
+    carried_out(matched(tmp_path, experts={"make": False}, compare=[]), tmp_path / "again")
+    assert made == {file: file.stat().st_mtime_ns for file in store.glob("expert-*")}
+    learned = load(tmp_path / "run")
+    assert learned.labels.shape == (30, 10)  # 3 images a class, where hard labels would leave room for 4
+    assert not torch.equal(learned.labels, learned.labels.round())
+    assert learned.step_size.item() != pytest.approx(resolve("digits-lomtt")["objective"]["step_size"])
+    for row, result in results.items():
+        allowed = 2 * 10 * 64 * 4 + (4 if row != "random" else 0)  # the step size, one number, is not counted
+        assert result["stored"]["tensor_bytes"] <= allowed
+    assert load(tmp_path / "run" / "compare" / "random").step_size is None
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["step_size"] == pytest.approx(learned.step_size.item())
+    assert str(tmp_path).encode() not in (tmp_path / "run" / "synthetic.safetensors").read_bytes()
+
+
+def test_resume__learned_labels_and_step_size__equals_uninterrupted(tmp_path, monkeypatch):
+    whole = carried_out(matched(tmp_path, compare=[]), tmp_path / "whole")
+    matching = runs.assemble.OBJECTIVES["mtt"]
+    original, stopped = matching.episode, []
+
+    def episode(self, synthetic, number):
+        if number == 5 and not stopped:
+            stopped.append(number)
+            raise Stopped
+        return original(self, synthetic, number)
+
+    monkeypatch.setattr(matching, "episode", episode)
+    with pytest.raises(Stopped):
+        runs.prepare(matched(tmp_path, compare=[]), session(MATCHED)).at(tmp_path / "parts", 0).run()
+    resumed = runs.reopen(tmp_path / "parts", DEVICE, session().display).run()
+    assert stopped == [5]
+    assert resumed["digits-lomtt"]["artefact_sha256"] == whole["digits-lomtt"]["artefact_sha256"]
+    assert resumed["digits-lomtt"]["evaluation"] == whole["digits-lomtt"]["evaluation"]
+
+
+def test_prepare__experts_of_other_data_or_network__not_taken(tmp_path):
+    carried_out(matched(tmp_path, compare=[]), tmp_path / "run")
+    changes = [{"network": {"width": 9}}, {"data": {"validation": 0.1}}, {"data": {"std": [0.5]}}]
+    for change in [*changes, {"augment": {"ops": ["crop"]}}, {"experts": {"lr": 0.02}}]:
+        other = matched(tmp_path, compare=[]).with_values(**change).with_values(experts={"make": False})
+        with pytest.raises(UserError, match=r"no experts of this recipe in .* make them with: condensate experts"):
+            runs.prepare(other, session())
+
+
+def test_prepare__compared_recipe_of_another_objective__takes_what_it_knows():
+    changes = {"objective": {"syn_steps": 3}, "experts": {"count": 2}, "evaluate": {"epochs": 7}}
+    run = runs.prepare(resolve("digits-lomtt", changes | {"compare": ["digits-dm", "digits-mtt"]}), session(changes))
+    assert run.rows["digits-dm"].evaluate.epochs == run.rows["digits-mtt"].evaluate.epochs == 7
+    assert run.rows["digits-mtt"]["objective"]["syn_steps"] == 3

@@ -11,7 +11,7 @@ from condensate.evaluation import Score, evaluate
 from condensate.loop import condense
 from condensate.networks import ConvNet, Network
 from condensate.networks import build as build_network
-from condensate.objectives import DistributionMatching, GradientMatching, Objective
+from condensate.objectives import DistributionMatching, GradientMatching, Objective, TrajectoryMatching
 from condensate.parameterizations import LowRank, Parameterization, Pixels, Uint8, capacity
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset, class_major, load
@@ -33,6 +33,7 @@ __all__ = [
     "Score",
     "Streams",
     "SyntheticDataset",
+    "TrajectoryMatching",
     "Uint8",
     "UserError",
     "Whitening",

@@ -1,12 +1,16 @@
 """From a recipe to the objects it describes."""
 
+import json
 import platform
+import shlex
 from collections.abc import Callable
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 from torch.utils.flop_counter import FlopCounterMode
 
 from condensate import __version__
@@ -14,11 +18,14 @@ from condensate.augment import Augment
 from condensate.compute import Compute, ComputeOptions
 from condensate.coresets import embed
 from condensate.data import ImageData, Split, from_arrays, load
+from condensate.data.cache import folder as cache_folder
 from condensate.errors import UserError, unknown
+from condensate.experts import Parameters, Store, trajectory
 from condensate.networks import LISTS, NETWORKS, VARIANTS, Network, build
 from condensate.objectives import OBJECTIVES, Objective
-from condensate.parameterizations import PARAMETERIZATIONS, Shape, capacity
-from condensate.recipe import Recipe, Values
+from condensate.objectives.trajectory import check_window
+from condensate.parameterizations import FLOAT_BITS, PARAMETERIZATIONS, Shape, capacity
+from condensate.recipe import Recipe, Values, resolve, shipped
 from condensate.starts import STARTS
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset, class_major
@@ -87,9 +94,15 @@ def networks_of(recipe: Recipe, shape: Shape, classes: int) -> list[tuple[str, s
 
 
 def images_per_class(recipe: Recipe, classes: int, shape: Shape) -> int:
-    """What the budget holds."""
-    storage = PARAMETERIZATIONS[recipe["parameterization"]["name"]]
-    return capacity(storage, recipe.budget.bits(classes, shape), classes, shape, **recipe.options("parameterization"))
+    """What the budget holds; soft labels count, the one number of a learned step size does not."""
+    storage, options = PARAMETERIZATIONS[recipe["parameterization"]["name"]], recipe.options("parameterization")
+    label_bits = FLOAT_BITS * classes if _soft(recipe) else 0
+    return capacity(storage, recipe.budget.bits(classes, shape), classes, shape, label_bits=label_bits, **options)
+
+
+def _soft(recipe: Recipe) -> bool:
+    """Whether labels are learned."""
+    return bool(recipe.condense.episodes and recipe.condense.lr_labels)
 
 
 def start(recipe: Recipe, data: ImageData, streams: Streams) -> SyntheticDataset:
@@ -107,13 +120,17 @@ def start(recipe: Recipe, data: ImageData, streams: Streams) -> SyntheticDataset
 
     real = data.train.seen_through(None) if data.whitening is not None and stored.holds_pixels else data.train
     STARTS[recipe["start"]["name"]](stored, real, trained_features, streams, **recipe.options("start"))
-    described = recipe.with_values(data={"path": None})  # the same bytes wherever the data lay
+    described = recipe.with_values(data={"path": None})  # the same bytes wherever the data and the experts lay
+    if recipe.experts is not None:
+        described = described.with_values(experts={"store": None, "make": True})
+    labels = class_major(classes, each).to(device)
     return SyntheticDataset(
         stored,
-        class_major(classes, each).to(device),
+        one_hot(labels, classes).float() if _soft(recipe) else labels,
         classes=data.classes,
         mean=data.mean,
         std=data.std,
+        step_size=recipe["objective"].get("step_size") if recipe.condense.episodes else None,
         whitening=data.whitening,
         about={
             "recipe": recipe.name,
@@ -127,11 +144,64 @@ def start(recipe: Recipe, data: ImageData, streams: Streams) -> SyntheticDataset
     )
 
 
-def objective(recipe: Recipe, real: Split, shape: Shape, compute: Compute, streams: Streams) -> Objective:
-    """The recipe's objective on these real images."""
-    matched = network(recipe, shape, len(real.counts()), streams("network"))
+def objective(recipe: Recipe, data: ImageData, compute: Compute, streams: Streams) -> Objective:
+    """The recipe's objective on the training images, or on its experts, which must be there when an episode begins."""
+    matched = network(recipe, data.shape, len(data.classes), streams("network"))
     matching = OBJECTIVES[recipe["objective"]["name"]]
-    return matching(real, matched, Augment(**recipe["augment"]), streams, compute, **recipe.options("objective"))  # type: ignore[call-arg]
+    source = experts(recipe, data) if matching.matches_experts else data.train
+    return matching(source, matched, Augment(**recipe["augment"]), streams, compute, **recipe.options("objective"))  # type: ignore[call-arg]
+
+
+def experts(recipe: Recipe, data: ImageData) -> Store:
+    """The store of the recipe's experts; they may not be there yet.
+
+    Raises:
+        UserError: The recipe's objective matches none, or more epochs than are kept.
+    """
+    options, window = recipe.experts, recipe["objective"]
+    if options is None:
+        raise UserError(f"{recipe.name} matches no expert trajectories; its objective is {window['name']}, not mtt")
+    needed = window["max_start_epoch"] - 1 + window["expert_epochs"]
+    check_window(window["max_start_epoch"], window["expert_epochs"], options.epochs or needed)
+    kind = {
+        "data": data.fingerprint,
+        "preprocessing": data.preprocessing,
+        "shape": data.shape,
+        "classes": len(data.classes),
+        "network": recipe["network"],
+        "augment": recipe["augment"],
+        "training": options.training(),
+    }
+    root = cache_folder() / "experts" if options.store is None else Path(options.store).expanduser()
+    return Store(root, kind, options.count, options.epochs or needed, _experts_command(recipe))
+
+
+def _experts_command(recipe: Recipe) -> str:
+    """The command line that makes a recipe's experts."""
+    words = [f"condensate experts {recipe.name}" if recipe.name in shipped() else "condensate experts RECIPE.yaml"]
+    if recipe.name in shipped():
+        usual = resolve(recipe.name).values
+        for section in ("data", "network", "augment", "objective", "experts"):
+            for key, value in recipe[section].items():
+                if value != usual[section].get(key) and key != "make":
+                    text = "null" if value is None else json.dumps(value) if isinstance(value, list) else value
+                    words.append(f"--{section}.{key} {shlex.quote(str(text))}")
+    return " ".join(words)
+
+
+def make_experts(recipe: Recipe, data: ImageData, after: Callable[[int], None] | None = None) -> Store:
+    """The store of the recipe's experts, those that were missing made on the device of the data."""
+    store, options = experts(recipe, data), recipe.experts
+    assert options is not None
+    device = data.train.raw.device
+    streams, augment = Streams(options.seed, device), Augment(**recipe["augment"])
+    trained = network(recipe, data.shape, len(data.classes), streams("network"))
+
+    def train(number: int) -> list[Parameters]:
+        return trajectory(trained, data.train, streams, number, store.epochs, augment, options)
+
+    store.make(train, after)
+    return store
 
 
 def settle_compute(recipe: Recipe, shape: Shape, classes: int, images: int, device: torch.device) -> Recipe:

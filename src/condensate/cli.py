@@ -312,6 +312,35 @@ def _show_results(title: str, results: Sequence[dict[str, Values]]) -> None:
     print("± is the sample standard deviation over n; row full counts its bytes as uint8")
 
 
+def _experts_options(parser: argparse.ArgumentParser) -> None:
+    _show_options(parser)
+    parser.add_argument("--store", metavar="DIR", help="folder of all expert stores; absent: in condensate's cache")
+    _common(parser)
+
+
+def _experts(options: argparse.Namespace, keys: Values) -> None:
+    if options.store is not None:
+        keys = merge(keys, {"experts": {"store": options.store}})
+    device, display = _device(options.device), Display()
+    name, values, about = find(options.recipe)
+    if complete(name, values, about).experts is None:
+        raise UserError(f"{name} matches no expert trajectories; those that do: {', '.join(_with_experts()[:6])} ...")
+    recipe, _ = _recipe(options.recipe, keys)
+    data = assemble.image_data(recipe, device)
+    store = assemble.experts(recipe, data)
+    store.check_kind()
+    missing = len(store.missing())
+    with display.work("experts", len(store), len(store) - missing) as step:
+        assemble.make_experts(recipe, data, step)
+    kept = sum(file.stat().st_size for file in store.folder.glob("expert-*.safetensors"))
+    made = f"{missing} made, " if missing else "all there before, "
+    print(f"{len(store)} experts ({made}epochs 0 to {store.epochs}, {size(kept)}) in {store.folder}")
+
+
+def _with_experts() -> list[str]:
+    return [name for name in shipped() if find(name)[1].get("objective", {}).get("name") == "mtt"]
+
+
 def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "path", metavar="PATH", type=Path, help="a synthetic.safetensors, or the run folder that holds it"
@@ -393,5 +422,8 @@ COMMANDS = {
     "show": Command("Print a recipe in full, as YAML.", _show_options, _show),
     "plan": Command("Say what a recipe will store and take, without an episode of it.", _plan_options, _plan),
     "run": Command("Condense, save, train networks on the result and score them.", _run_options, _run),
+    "experts": Command(
+        "Train the expert trajectories that a recipe matches, or finish a store.", _experts_options, _experts
+    ),
     "evaluate": Command("Train networks on a saved synthetic set and score them.", _evaluate_options, _evaluate),
 }

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from condensate.errors import UserError, unknown
 
@@ -34,6 +35,10 @@ class Compute:
     def memory_format(self) -> torch.memory_format:
         """Of networks and images: compiled programs are fastest channels last, eager normalisation far slower."""
         return torch.channels_last if self.compiled else torch.contiguous_format
+
+    def pieces(self, index: Tensor) -> tuple[Tensor, ...]:
+        """``index`` in pieces of at most a chunk, as equal as can be: few shapes to compile for, none of them tiny."""
+        return index.tensor_split(-(-len(index) // self.chunk))
 
     def program(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """``function``, compiled if asked for; call it with few different shapes."""

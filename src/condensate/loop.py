@@ -22,11 +22,15 @@ class Progress:
     Args:
         episode: Number of the episode that ended, from 0.
         losses: Of the episodes since the last report, one each (the mean over its updates).
+        step_sizes: The learned step size after each of them; empty where none is learned.
+        projected: How often in them the step size had to be kept within its bounds.
         velocity: Momentum of every stored parameter by name, to resume from.
     """
 
     episode: int
     losses: tuple[float, ...]
+    step_sizes: tuple[float, ...]
+    projected: int
     velocity: Callable[[], dict[str, Tensor]]
 
 
@@ -37,6 +41,8 @@ def condense(
     episodes: int,
     lr: float,
     momentum: float = 0.5,
+    lr_labels: float = 0.0,
+    lr_step: float = 0.0,
     start: int = 0,
     velocity: dict[str, Tensor] | None = None,
     after: Callable[[Progress], None] | None = None,
@@ -49,6 +55,8 @@ def condense(
         episodes: How many in all; every one redraws the objective's network.
         lr: Learning rate of the stored images.
         momentum: Of SGD.
+        lr_labels: Learning rate of soft labels; 0 leaves the labels as they are.
+        lr_step: Learning rate of the step size; 0 leaves it as it is.
         start: First episode, to resume.
         velocity: Momentum to resume from, as ``Progress.velocity()`` gave it.
         after: Called between episodes, where a checkpoint may be taken.
@@ -56,11 +64,39 @@ def condense(
     Raises:
         UserError: The loss is not finite.
     """
-    parameters = dict(synthetic.parameterization.named_parameters())
-    if not parameters:
+    rates: dict[str, tuple[Tensor, float]] = {
+        f"stored.{name}": (parameter, lr) for name, parameter in synthetic.parameterization.named_parameters()
+    }
+    if not rates:
         raise UserError(f"{type(synthetic.parameterization).__name__} holds real images and has nothing to condense")
-    optimizer = SGD(parameters.values(), lr, momentum)
-    for name, value in (velocity or {}).items():
+    if lr_labels:
+        if not synthetic.labels.is_floating_point():
+            raise UserError("only soft labels, (n, K), can be learned; the set has one class an image")
+        rates["labels"] = synthetic.labels.requires_grad_(True), lr_labels
+    if synthetic.step_size is not None:
+        synthetic.step_size.requires_grad_(lr_step > 0)
+        if lr_step:
+            rates["step_size"] = synthetic.step_size, lr_step
+    try:
+        _optimise(synthetic, objective, rates, episodes, momentum, start, velocity or {}, after)
+    finally:
+        synthetic.labels.requires_grad_(False)
+        synthetic.labels.grad = None
+
+
+def _optimise(
+    synthetic: SyntheticDataset,
+    objective: Objective,
+    rates: dict[str, tuple[Tensor, float]],
+    episodes: int,
+    momentum: float,
+    start: int,
+    velocity: dict[str, Tensor],
+    after: Callable[[Progress], None] | None,
+) -> None:
+    parameters = {name: parameter for name, (parameter, _) in rates.items()}
+    optimizer = SGD([{"params": [parameter], "lr": rate} for parameter, rate in rates.values()], momentum=momentum)
+    for name, value in velocity.items():
         optimizer.state[parameters[name]]["momentum_buffer"] = value.clone()
 
     def current() -> dict[str, Tensor]:
@@ -70,28 +106,33 @@ def condense(
         return {name: buffer.detach().clone() for name, buffer in buffers.items() if buffer is not None}
 
     together = LOOKED_AT_TOGETHER.get(synthetic.labels.device.type, 1)
-    pending: list[Tensor] = []
+    pending: list[tuple[Tensor, ...]] = []
     for number in range(start, episodes):
-        losses = []
+        losses, outside = [], torch.zeros((), dtype=torch.int64, device=synthetic.labels.device)
         for loss in objective.episode(synthetic, number):
             losses.append(loss)
             optimizer.step()
             optimizer.zero_grad()
-            synthetic.project_()
-        pending.append(torch.stack(losses).mean())
+            projected = synthetic.project_()
+            if projected is not None:
+                outside += projected
+        step_size = torch.zeros(()) if synthetic.step_size is None else synthetic.step_size.detach().clone()
+        pending.append((torch.stack(losses).mean(), step_size, outside))
         if len(pending) == together or number + 1 == episodes:
-            values = tuple(torch.stack(pending).tolist())
+            values, sizes, hits = (torch.stack(part).tolist() for part in zip(*pending))
             pending.clear()
-            _check_finite(values, number, lr)
+            _check_finite(values, number, rates)
             if after:
-                after(Progress(number, values, current))
+                learned = tuple(sizes) if "step_size" in rates else ()
+                after(Progress(number, tuple(values), learned, sum(hits), current))
 
 
-def _check_finite(losses: tuple[float, ...], number: int, lr: float) -> None:
+def _check_finite(losses: list[float], number: int, rates: dict[str, tuple[Tensor, float]]) -> None:
     for past, loss in enumerate(reversed(losses)):
         first_bad = number - past
         if loss != loss or abs(loss) == float("inf"):
-            raise UserError(
-                f"the loss is {loss} in episode {first_bad} at learning rate {lr:g}; "
-                f"try a smaller one, as in --condense.lr {lr / 10:g}"
-            )
+            keys = {"labels": "condense.lr_labels", "step_size": "condense.lr_step"}
+            tried = {keys.get(name, "condense.lr"): rate for name, (_, rate) in rates.items()}
+            said = " and ".join(f"{key} {rate:g}" for key, rate in tried.items())
+            smaller = " or ".join(f"--{key} {rate / 10:g}" for key, rate in tried.items())
+            raise UserError(f"the loss is {loss} in episode {first_bad} at {said}; try a smaller one, as in {smaller}")

@@ -17,6 +17,7 @@ from condensate import data
 from condensate.augment import Augment
 from condensate.compute import ComputeOptions
 from condensate.errors import UserError, unknown
+from condensate.experts import ExpertOptions
 from condensate.networks import NETWORKS
 from condensate.objectives import OBJECTIVES
 from condensate.parameterizations import PARAMETERIZATIONS, Shape, pixel_bits
@@ -59,12 +60,16 @@ class Condense:
         episodes: Freshly drawn networks.
         lr: Learning rate of the stored numbers.
         momentum: Of SGD.
+        lr_labels: Learning rate of soft labels, which start as the classes; 0 keeps hard labels. Only with experts.
+        lr_step: Learning rate of the step size; 0 keeps it. Only with experts.
         checkpoint: Episodes between checkpoints.
     """
 
     episodes: int = 20000
     lr: float = 1.0
     momentum: float = 0.5
+    lr_labels: float = 0.0
+    lr_step: float = 0.0
     checkpoint: int = 500
 
     def __post_init__(self) -> None:
@@ -73,6 +78,10 @@ class Condense:
             raise UserError(
                 f"condense needs episodes >= 0, checkpoint >= 1, a finite lr > 0 and momentum in [0, 1), "
                 f"got {self.episodes}, {self.checkpoint}, {self.lr} and {self.momentum}"
+            )
+        if not (0 <= self.lr_labels < math.inf and 0 <= self.lr_step < math.inf):
+            raise UserError(
+                f"condense.lr_labels and lr_step must be finite and at least 0, got {self.lr_labels}, {self.lr_step}"
             )
 
 
@@ -85,7 +94,7 @@ class Evaluate:
         repeats: Networks of each kind.
         epochs: Passes over the synthetic set.
         epochs_full: Passes over the full training set, for the row "full".
-        lr: Learning rate; null is 0.01.
+        lr: Learning rate; null is the learned step size if there is one, else 0.01.
         ops: Augmentation operators while training; null for the recipe's own.
         split: Which real images score: test, or validation, on which choices are made.
     """
@@ -122,6 +131,8 @@ NAMED: dict[str, tuple[Mapping[str, Callable[..., Any]], str]] = {
     "network": (NETWORKS, "convnet"),
     "objective": (OBJECTIVES, "dm"),
 }
+# A recipe whose objective matches expert trajectories has this section, too.
+EXPERTS = "experts"
 
 
 @dataclass(frozen=True)
@@ -150,6 +161,11 @@ class Recipe:
     def budget(self) -> Budget:
         """The budget."""
         return Budget(**self["budget"])
+
+    @property
+    def experts(self) -> ExpertOptions | None:
+        """How experts are trained, where the objective matches any."""
+        return ExpertOptions(**self[EXPERTS]) if EXPERTS in self.values else None
 
     @property
     def condense(self) -> Condense:
@@ -185,6 +201,8 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Values:
             if key == "data" and value.get("zca") is True:
                 old = {**old, "mean": None, "std": None}
             merged[key] = dict(deepcopy(value)) if renamed else merge(old, value)
+            if renamed and key == "objective" and EXPERTS not in changes:
+                merged.pop(EXPERTS, None)
         else:
             merged[key] = deepcopy(value)
     return merged
@@ -278,6 +296,8 @@ def add_arguments(parser: ArgumentParser, values: Values) -> None:
             parser.add_class_arguments(registry[name], section, skip=positional)
         else:
             parser.add_function_arguments(registry[name], section, skip=positional)
+    if OBJECTIVES[(values.get("objective") or {}).get("name", "dm")].matches_experts:
+        parser.add_class_arguments(ExpertOptions, EXPERTS, sub_configs=False)
     parser.add_argument(
         "--compare",
         type=list[str],
@@ -316,14 +336,17 @@ def complete(name: str, values: Values, about: Mapping[str, str] | None = None) 
         value = parsed[section]
         if action.default is not None and (value.get(key, 0) if key and isinstance(value, dict) else value) is None:
             raise UserError(f"{action.dest} must have a value, got null; its default is {action.default!r}")
-    order = ["data", "budget", "parameterization", "start", "network", "augment", "objective"]
+    order = ["data", "budget", "parameterization", "start", "network", "augment", "objective", EXPERTS]
     order += ["compute", "condense", "evaluate", "compare", "seed"]
+    order = [section for section in order if section in parsed]
     plain = {section: _plain(parsed[section]) for section in order}
     for section in NAMED:
         plain[section] = {"name": plain[section].pop("name"), **plain[section]}
     recipe = Recipe(name, plain, about or {})
-    for section in ("budget", "condense", "evaluate"):
+    for section in ("budget", "experts", "condense", "evaluate"):
         getattr(recipe, section)
+    if recipe.experts is None and (recipe.condense.lr_labels or recipe.condense.lr_step):
+        raise UserError("condense.lr_labels and lr_step need an objective that learns them: mtt")
     Augment(**recipe["augment"])
     data.check_zca(**{key: recipe["data"][key] for key in ("mean", "std", "zca")})
     pixel_std = recipe["start"].get("pixel_std")
@@ -349,16 +372,18 @@ def describe_keys(recipe: Recipe) -> str:
 
 def known_keys(parser: ArgumentParser) -> list[str]:
     """The keys of a parser, as in ``section.key``."""
-    return [action.dest for action in parser._actions if action.dest not in (*SECTIONS, *NAMED, "help")]
+    return [action.dest for action in parser._actions if action.dest not in (*SECTIONS, *NAMED, EXPERTS, "help")]
 
 
 def check_keys(values: Values, known: list[str]) -> None:
     """Refuse keys that are not known, naming the nearest."""
     sections = {key.split(".")[0] for key in known}
     for section, content in values.items():
+        if section == EXPERTS and section not in sections:
+            raise UserError("the section experts needs an objective that matches experts: mtt")
         if section not in sections:
             raise unknown("recipe section", str(section), sections)
-        if section in SECTIONS or section in NAMED:
+        if section in (*SECTIONS, *NAMED, EXPERTS):
             if not isinstance(content, Mapping):
                 raise UserError(f"{section} must hold keys, as in {section}: {{key: value}}, got {content!r}")
             for key in content:

@@ -78,11 +78,21 @@ def check_free(folder: Path) -> None:
 def smoked(recipe: Recipe) -> Recipe:
     """The recipe at toy size: narrow, few images, scored on its own network alone."""
     network = {"width": 8} if "width" in recipe["network"] else {}
-    loops = {"outer_loop": 2, "inner_loop": 1} if "outer_loop" in recipe["objective"] else {}
+    toy: Values = {
+        "batch_real": 4,
+        "outer_loop": 2,
+        "inner_loop": 1,
+        "syn_steps": 2,
+        "expert_epochs": 1,
+        "max_start_epoch": 1,
+    }
+    toy |= {"batch_syn": None, "experts_per_step": 1}
+    experts = {} if recipe.experts is None else {"experts": {"count": 1, "epochs": None}}
     return recipe.with_values(
         budget={} if recipe["budget"]["ipc"] is None else {"ipc": 1},
         network=network,
-        objective={"batch_real": 4} | loops,
+        objective={key: value for key, value in toy.items() if key in recipe["objective"]},
+        **experts,
         compute={"compile": "never", "precision": "float32"},
         condense={"episodes": 1},
         evaluate={"networks": ["same"], "repeats": 1, "epochs": 1, "epochs_full": 1, "split": "test"},
@@ -136,6 +146,8 @@ def prepare(recipe: Recipe, session: Session) -> Run:
     else:
         if recipe["data"]["path"] is not None:  # so that the run can be resumed from any folder
             recipe = recipe.with_values(data={"path": str(Path(recipe["data"]["path"]).expanduser().resolve())})
+        if recipe.experts is not None and recipe.experts.store is not None:
+            recipe = recipe.with_values(experts={"store": str(Path(recipe.experts.store).expanduser().resolve())})
         data = assemble.image_data(recipe, session.device)
     assemble.scoring_split(recipe, data)
     if recipe.name in recipe["compare"]:
@@ -170,7 +182,10 @@ def _settled(recipe: Recipe, data: ImageData, session: Session) -> Recipe:
                 f"{storage.__name__} holds real images and has nothing to condense; set condense.episodes 0"
             )
         compute = assemble.compute(settled, session.device)
-        assemble.objective(settled, data.train, shape, compute, Streams(0, session.device))
+        assemble.objective(settled, data, compute, Streams(0, session.device))
+        if settled.experts is not None and not session.smoke:
+            store = assemble.experts(settled, data)
+            store.check_kind() if settled.experts.make else store.check_complete()
     return settled
 
 
@@ -181,9 +196,17 @@ def _row_recipe(recipe: Recipe, row: str, data: ImageData, session: Session) -> 
         return recipe.with_values(compare=[], condense={"episodes": 0})
     if row not in shipped():
         raise unknown("row to compare with", row, [*assemble.BASELINES, FULL, *shipped()])
-    kept = {key: value for key, value in session.changes.items() if key not in ("parameterization", "compare")}
-    if "condense" in kept:
-        kept["condense"] = {key: value for key, value in kept["condense"].items() if key != "lr"}
+    other = resolve(row)
+    own = {"parameterization": None, "compare": None, "condense": {"lr"}}
+    if other["objective"]["name"] != recipe["objective"]["name"]:  # what one objective takes the other may not know
+        own |= {"objective": None, "experts": None, "condense": {"lr", "lr_labels", "lr_step"}}
+    kept: Values = {}
+    for section, content in session.changes.items():
+        left_out = own.get(section, set())
+        if left_out is not None:
+            kept[section] = (
+                {key: value for key, value in content.items() if key not in left_out} if left_out else content
+            )
     other = resolve(row, merge(kept, {"seed": recipe["seed"], "compare": [], "data": recipe["data"]}))
     return smoked(other) if session.smoke else other
 
@@ -227,19 +250,19 @@ class _Row:
 
     def condense(self) -> SyntheticDataset:
         """The condensed set, from the last checkpoint if there is one."""
-        recipe, options, device = self.recipe, self.recipe.condense, self.session.device
+        recipe, options, device, display = self.recipe, self.recipe.condense, self.session.device, self.session.display
         synthetic = assemble.start(recipe, self.data, self.streams)
         if not options.episodes:
             return synthetic
         compute = assemble.compute(recipe, device)
-        objective = assemble.objective(recipe, self.data.train, self.data.shape, compute, self.streams)
+        if recipe.experts is not None:
+            recipe = self.make_experts(recipe)
+        objective = assemble.objective(recipe, self.data, compute, self.streams)
         start, velocity = self.restore(synthetic)
         if compute.compiled and start < options.episodes:
-            self.session.display.say(
-                "compiling: the first episode takes up to a minute longer, the others half as long"
-            )
+            display.say("compiling: the first episode takes up to a minute longer, the others half as long")
         log, last = (self.folder / "log.jsonl").open("a"), time.monotonic()
-        with log, self.session.display.work(f"{self.name}: condense", options.episodes, start) as step:
+        with log, display.work(f"{self.name}: condense", options.episodes, start) as step:
 
             def after(progress: Progress) -> None:
                 nonlocal last
@@ -247,8 +270,14 @@ class _Row:
                 for past, loss in enumerate(progress.losses):
                     number = progress.episode - count + 1 + past
                     line = {"episode": number, "loss": loss, "seconds": round((now - last) / count, 6)}
+                    if progress.step_sizes:
+                        line["step_size"] = progress.step_sizes[past]
                     log.write(json.dumps(line) + "\n")
                 last = now
+                if progress.projected:
+                    display.say(
+                        f"{self.name}: the step size left its bounds, in episode {progress.episode}, and was put back"
+                    )
                 step(progress.episode + 1, f"loss {progress.losses[-1]:.4g}")
                 due = (progress.episode + 1) // options.checkpoint > (
                     progress.episode + 1 - count
@@ -263,15 +292,29 @@ class _Row:
                 episodes=options.episodes,
                 lr=options.lr,
                 momentum=options.momentum,
+                lr_labels=options.lr_labels,
+                lr_step=options.lr_step,
                 start=start,
                 velocity=velocity,
                 after=after,
             )
         return synthetic
 
+    def make_experts(self, recipe: Recipe) -> Recipe:
+        """The recipe with the place of its experts, which are there then."""
+        if self.session.smoke:
+            recipe = recipe.with_values(experts={"store": str(self.folder / "experts")})
+        store = assemble.experts(recipe, self.data)
+        missing = len(store.missing())
+        if missing:
+            self.session.display.say(f"{missing} of {len(store)} experts to be made first, in {store.folder}")
+            with self.session.display.work(f"{self.name}: experts", len(store), len(store) - missing) as step:
+                assemble.make_experts(recipe, self.data, step)
+        return recipe
+
     def save(self, synthetic: SyntheticDataset, progress: Progress) -> None:
         """A checkpoint between two episodes."""
-        tensors = {f"stored.{name}": tensor for name, tensor in synthetic.parameterization.stored().items()}
+        tensors = {f"stored.{name}": tensor for name, tensor in synthetic.stored().items()}
         tensors |= {f"velocity.{name}": tensor for name, tensor in progress.velocity().items()}
         with replacing(self.checkpoint) as part:
             held = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
@@ -287,7 +330,7 @@ class _Row:
                 for key in file.keys():  # noqa: SIM118
                     part, name = key.split(".", 1)
                     parts[part][name] = file.get_tensor(key)
-            synthetic.parameterization.restore_(parts["stored"])
+            synthetic.restore_(parts["stored"])
         if log.is_file():
             lines = log.read_text().splitlines(keepends=True)[:start]
             _write(log, "".join(lines))

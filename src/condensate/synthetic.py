@@ -4,7 +4,7 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from condensate.whitening import Whitening, file_name, read
 
 FORMAT = 1
 METADATA_LIMIT = 8192
-SMALLEST_STEP_SIZE = 1e-6
+SMALLEST_STEP_SIZE, LARGEST_STEP_SIZE = 1e-6, 1.0
 
 
 class SyntheticDataset(nn.Module, Dataset[tuple[Tensor, Tensor]]):
@@ -107,10 +107,16 @@ class SyntheticDataset(nn.Module, Dataset[tuple[Tensor, Tensor]]):
         torch.autograd.backward(self.images(index), image_grad)
 
     @torch.no_grad()
-    def project_(self) -> None:
-        """Keep the constraints, in place: the step size stays at least 1e-6."""
-        if self.step_size is not None:
-            self.step_size.clamp_(min=SMALLEST_STEP_SIZE)
+    def project_(self) -> Tensor | None:
+        """Keep the constraints, in place: the step size stays from 1e-6 to 1.
+
+        Returned is whether it had left them, a scalar on the device; None without a step size.
+        """
+        if self.step_size is None:
+            return None
+        outside = (self.step_size < SMALLEST_STEP_SIZE) | (self.step_size > LARGEST_STEP_SIZE)
+        self.step_size.clamp_(SMALLEST_STEP_SIZE, LARGEST_STEP_SIZE)
+        return outside
 
     @property
     def per_class(self) -> int | None:
@@ -124,10 +130,20 @@ class SyntheticDataset(nn.Module, Dataset[tuple[Tensor, Tensor]]):
         """The tensors that go to disk; labels are among them unless their order says it all."""
         tensors = self.parameterization.stored()
         if self.per_class is None:
-            tensors["labels"] = self.labels
+            tensors["labels"] = self.labels.detach()
         if self.step_size is not None:
             tensors["step_size"] = self.step_size.detach()
         return tensors
+
+    @torch.no_grad()
+    def restore_(self, tensors: Mapping[str, Tensor]) -> None:
+        """Inverse of ``stored`` for a set of the same kind: take these tensors' values, in place."""
+        rest = dict(tensors)
+        for own, name in ((self.labels, "labels"), (self.step_size, "step_size")):
+            value = rest.pop(name, None)
+            if own is not None and value is not None:
+                own.copy_(value)
+        self.parameterization.restore_(rest)
 
     def cost(self) -> Cost:
         """Numbers and bits of what is stored."""

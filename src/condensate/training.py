@@ -94,7 +94,7 @@ def fit(
             if augment:
                 transform = augment.draw(generator, len(index), (images.shape[2], images.shape[3]), shared_op=True)
                 images = transform(images)
-            loss = cross_entropy(network(images.detach()), examples.labels[index])
+            loss = cross_entropy(network(images.detach()), examples.labels[index].detach())
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()

@@ -7,12 +7,17 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from condensate import Augment, Compute, Streams, SyntheticDataset, build_network, class_major, from_arrays
+from condensate.experts import ExpertOptions, trajectory
 from condensate.objectives import OBJECTIVES
 from condensate.parameterizations import PARAMETERIZATIONS
 
 SHAPES = [(1, 8, 8), (3, 6, 10)]
 OPTIONS = {"lowrank": {"rank": 1}}
-MATCHED = {"dc": {"outer_loop": 2, "inner_loop": 3}}
+MATCHED = {
+    "dm": {"batch_real": 6},
+    "dc": {"batch_real": 6, "outer_loop": 2, "inner_loop": 3},
+    "mtt": {"syn_steps": 3, "expert_epochs": 1, "max_start_epoch": 2, "batch_syn": 6},
+}
 STORAGES = [
     name for name, cls in PARAMETERIZATIONS.items() if list(cls(1, (1, 8, 8), **OPTIONS.get(name, {})).parameters())
 ]
@@ -28,13 +33,31 @@ def data(request):
     return from_arrays(images, labels, images, labels)
 
 
+class Experts:
+    """Two short trajectories."""
+
+    epochs = 2
+
+    def __init__(self, network, real) -> None:
+        options = ExpertOptions(count=2, batch=8, lr=0.1)
+        self.paths = [trajectory(network, real, Streams(0), number, 2, Augment([]), options) for number in range(2)]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def parameters(self, expert, epoch):
+        return self.paths[expert][epoch]
+
+
 def parts(objective: str, storage: str, data, **options):
     stored = PARAMETERIZATIONS[storage](6, data.shape, **OPTIONS.get(storage, {}))
     stored.reset_(Streams(1)("start"))
-    synthetic = SyntheticDataset(stored, class_major(3, 2))
+    matched = OBJECTIVES[objective]
+    synthetic = SyntheticDataset(stored, class_major(3, 2), step_size=0.01 if matched.matches_experts else None)
     network = build_network("convnet", data.shape, 3, Streams(2)("net"), width=8, depth=2)
-    options = {"batch_real": 6} | MATCHED.get(objective, {}) | options
-    return synthetic, OBJECTIVES[objective](data.train, network, Augment(), Streams(3), Compute(chunk=4), **options)
+    source = Experts(network, data.train) if matched.matches_experts else data.train
+    options = MATCHED[objective] | options
+    return synthetic, matched(source, network, Augment(), Streams(3), Compute(chunk=4), **options)
 
 
 every = pytest.mark.parametrize(("objective", "storage"), [(o, s) for o in OBJECTIVES for s in STORAGES])
@@ -78,8 +101,9 @@ def test_episode__repeats_and_leaves_global_randomness_alone(objective, storage,
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_planned__is_about_what_an_episode_computes(objective, data):
-    synthetic, matching = parts(objective, "pixels", data, batch_real=12)
-    planned = OBJECTIVES[objective].planned(3, 6, **{"batch_real": 12} | MATCHED.get(objective, {}))
+    options = {"batch_real": 12} if "batch_real" in MATCHED[objective] else {"experts_per_step": 2}
+    synthetic, matching = parts(objective, "pixels", data, **options)
+    planned = OBJECTIVES[objective].planned(3, 6, **MATCHED[objective] | options)
     with FlopCounterMode(display=False) as image, torch.no_grad():
         matching.network(data.train.images(torch.arange(10)))
     with FlopCounterMode(display=False) as episode:

@@ -49,7 +49,14 @@ def matching(real, compute=None, augment=None, network=None, **options) -> Gradi
     """Matching in float64."""
     convnet = {"width": 8, "depth": 2} | (network or {})
     net = build_network("convnet", SHAPE, CLASSES, Streams(2)("net"), **convnet).double()
-    return GradientMatching(real, net, augment or Augment(), Streams(3), compute, **{"batch_real": BATCH} | options)
+    return GradientMatching(
+        real,
+        net,
+        augment or Augment(),
+        Streams(3),
+        compute,
+        **{"batch_real": BATCH, "siamese": augment is None or bool(augment.ops)} | options,
+    )
 
 
 def walk(losses: Iterator[Tensor], of: SyntheticDataset, lr: float = 0.1) -> list[tuple[float, list[Tensor]]]:

@@ -3,7 +3,12 @@
 from condensate.objectives.base import Objective, Work
 from condensate.objectives.distribution import DistributionMatching
 from condensate.objectives.gradient import GradientMatching
+from condensate.objectives.trajectory import TrajectoryMatching
 
-OBJECTIVES: dict[str, type[Objective]] = {"dm": DistributionMatching, "dc": GradientMatching}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "dm": DistributionMatching,
+    "dc": GradientMatching,
+    "mtt": TrajectoryMatching,
+}
 
-__all__ = ["OBJECTIVES", "DistributionMatching", "GradientMatching", "Objective", "Work"]
+__all__ = ["OBJECTIVES", "DistributionMatching", "GradientMatching", "Objective", "TrajectoryMatching", "Work"]

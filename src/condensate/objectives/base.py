@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -27,8 +27,11 @@ class Objective(ABC):
     """What of real and synthetic images is matched.
 
     Concrete objectives hold their hyper-parameters; of an episode they depend on its number alone, so that a resumed
-    run equals an uninterrupted one.
+    run equals an uninterrupted one. The first argument of their constructors is what is matched: a split of real
+    images, or expert trajectories if ``matches_experts``; those learn labels and the step size, too, where asked to.
     """
+
+    matches_experts: ClassVar[bool] = False
 
     @abstractmethod
     def episode(self, synthetic: SyntheticDataset, number: int) -> Iterator[Tensor]:

@@ -6,21 +6,20 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, grad_and_value
-from torch.nn.functional import cross_entropy
+from torch.func import grad_and_value
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from condensate.augment import Augment, Transform, transform
+from condensate.augment import Augment, Transform
 from condensate.compute import Compute
 from condensate.data import Split
 from condensate.errors import UserError, unknown
 from condensate.networks import Network
 from condensate.objectives.base import Objective, Work
+from condensate.objectives.programs import Named, inner_product, parameter_gradient, plain
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset
 from condensate.training import Examples, Held, fit
 
-Named = dict[str, Tensor]
 State = tuple[Named, Named]  # parameters and buffers
 Reader = Callable[[Tensor], tuple[Tensor, ...]]
 Distance = Callable[[Named, Named], Tensor]
@@ -48,11 +47,6 @@ def cosine_distance(ours: Named, theirs: Named) -> Tensor:
 def squared_distance(ours: Named, theirs: Named) -> Tensor:
     """Squared Euclidean distance of all parameters' gradients; a scalar."""
     return torch.stack([(gradient - theirs[name]).square().sum() for name, gradient in ours.items()]).sum()
-
-
-def inner_product(ours: Named, theirs: Named) -> Tensor:
-    """Sum over all parameters of the product; a scalar."""
-    return torch.stack([(gradient * theirs[name]).sum() for name, gradient in ours.items()]).sum()
 
 
 def _cosine_distances(a: Tensor, b: Tensor) -> Tensor:
@@ -85,7 +79,7 @@ class GradientMatching(Objective):
         real: Training images.
         network: Re-initialised in place every episode and trained within; its type is that of the computation.
         augment: Drawn once a class and match, applied to real and synthetic images alike (siamese); training draws
-            its own. No operators: images as they are.
+            its own.
         streams: Source of the networks, batches, augmentations and the order of training.
         compute: Precision of real gradients, compilation and chunk.
         outer_loop: Matches an episode, each of which yields.
@@ -93,6 +87,7 @@ class GradientMatching(Objective):
         batch_real: Real images a class and match, without replacement.
         batch_train: Images a step of training.
         lr_net: Learning rate of training, plain SGD.
+        siamese: Whether images are matched and trained on under ``augment``, which is DSA, or as they are, which is DC.
         distance: D. "layerwise" as published (``row_cosine_distance``), "cosine" and "mse" over all parameters.
     """
 
@@ -109,6 +104,7 @@ class GradientMatching(Objective):
         batch_real: int = 256,
         batch_train: int = 256,
         lr_net: float = 0.01,
+        siamese: bool = True,
         distance: Literal["layerwise", "mse", "cosine"] = "layerwise",
     ) -> None:
         loops = {"outer_loop": outer_loop, "inner_loop": inner_loop}
@@ -117,9 +113,15 @@ class GradientMatching(Objective):
                 raise UserError(f"objective.{key} must be at least 1, got {value}")
         if not lr_net > 0:
             raise UserError(f"objective.lr_net must be above 0, got {lr_net}")
+        if siamese and not augment.ops:
+            raise UserError(
+                "DSA matches augmented images, but augment.ops names no operator: name some, as in "
+                "--augment.ops crop,scale,rotate, or set objective.siamese false, which is DC"
+            )
         if distance not in DISTANCES:
             raise unknown("objective.distance", str(distance), DISTANCES)
-        self.real, self.network, self.augment, self.streams = real, network.requires_grad_(True), augment, streams
+        self.real, self.network, self.streams = real, network.requires_grad_(True), streams
+        self.augment = augment if siamese else Augment([])
         self.compute = compute or Compute()
         self.outer_loop, self.inner_loop = outer_loop, inner_loop
         self.batch_real, self.batch_train, self.lr_net = batch_real, batch_train, lr_net
@@ -127,7 +129,7 @@ class GradientMatching(Objective):
         self.size = (real.raw.shape[2], real.raw.shape[3])
         self.dtype = next(network.parameters()).dtype
         self.distance = DISTANCES[distance]
-        gradient = _parameter_gradient(network, bool(augment.ops), self.compute.memory_format)
+        gradient = parameter_gradient(network, siamese, self.compute.memory_format)
         self._gradient = self.compute.program(gradient)
         self._match = self.compute.program(_pixel_gradient(gradient, self.distance))
         self._pull_back = self.compute.program(_pixel_gradient(gradient, inner_product))
@@ -185,7 +187,7 @@ class GradientMatching(Objective):
         self, state: State, synthetic: SyntheticDataset, read: Reader, index: Tensor, target: Named
     ) -> Tensor:
         """Add the gradient of one class's distance to ``target`` to what is stored; the distance."""
-        pieces = index.split(self.compute.chunk)
+        pieces = self.compute.pieces(index)
         program, other, loss = self._match, target, None
         if len(pieces) > 1:
             mean = self._mean_gradient(state, read, index)
@@ -201,7 +203,7 @@ class GradientMatching(Objective):
     def _mean_gradient(self, state: State, read: Reader, index: Tensor) -> Named:
         """Gradient of the mean cross-entropy of the images at ``index``, by parameter."""
         total: Named = {}
-        for piece in index.split(self.compute.chunk):
+        for piece in self.compute.pieces(index):
             for name, gradient in self._gradient(*state, *read(piece)).items():
                 weighted = gradient.to(self.dtype) * (len(piece) / len(index))
                 total[name] = total[name].add_(weighted) if name in total else weighted
@@ -219,12 +221,9 @@ class GradientMatching(Objective):
     def _state(self, dtype: torch.dtype) -> State:
         """Parameters and buffers as plain tensors; the network keeps its own, in the format that trains fastest."""
 
-        def plain(tensor: Tensor) -> Tensor:
-            layout = self.compute.memory_format if tensor.ndim == 4 else torch.preserve_format
-            return tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype, memory_format=layout)
-
-        parameters = {name: plain(parameter) for name, parameter in self.network.named_parameters()}
-        return parameters, {name: plain(buffer) for name, buffer in self.network.named_buffers()}
+        layout = self.compute.memory_format
+        parameters = {name: parameter.detach() for name, parameter in self.network.named_parameters()}
+        return plain(parameters, dtype, layout), plain(dict(self.network.named_buffers()), dtype, layout)
 
     def _train(self, synthetic: SyntheticDataset, generator: torch.Generator) -> None:
         """Train the network on the synthetic images as they are now."""
@@ -240,18 +239,6 @@ class GradientMatching(Objective):
             drop=False,
             augment=self.augment if self.augment.ops else None,
         )
-
-
-def _parameter_gradient(network: Network, augmented: bool, memory_format: torch.memory_format) -> Callable[..., Named]:
-    """The program (parameters, buffers, images, labels, augmentation) -> gradient of the mean cross-entropy."""
-
-    def loss(parameters: Named, buffers: Named, images: Tensor, labels: Tensor, *drawn: Tensor) -> Tensor:
-        seen = transform(images, *drawn) if augmented else images
-        seen = seen.to(next(iter(parameters.values())).dtype, memory_format=memory_format)
-        scores = functional_call(network, (parameters, buffers), seen)
-        return cross_entropy(scores.to(torch.promote_types(scores.dtype, torch.float32)), labels)
-
-    return grad(loss)
 
 
 def _pixel_gradient(gradient: Callable[..., Named], measure: Distance) -> Callable[..., tuple[Tensor, Tensor]]:

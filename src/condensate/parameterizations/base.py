@@ -96,7 +96,9 @@ def pixel_bits(ipc: int, shape: Shape) -> int:
     return FLOAT_BITS * ipc * channels * height * width
 
 
-def capacity(cls: type[Parameterization], budget_bits: int, classes: int, shape: Shape, **options: Any) -> int:
+def capacity(
+    cls: type[Parameterization], budget_bits: int, classes: int, shape: Shape, *, label_bits: int = 0, **options: Any
+) -> int:
     """Images per class that a budget holds: the largest k with ``cls.cost(k * classes)`` within the budget.
 
     Args:
@@ -104,6 +106,7 @@ def capacity(cls: type[Parameterization], budget_bits: int, classes: int, shape:
         budget_bits: Bits for the whole set.
         classes: Number of classes; all get equally many images.
         shape: Of one image, (C, H, W).
+        label_bits: Bits of one image's label, where its place does not say it.
         **options: The storage's own, as for its constructor.
 
     Raises:
@@ -120,11 +123,14 @@ def capacity(cls: type[Parameterization], budget_bits: int, classes: int, shape:
     if reason:
         raise UserError(reason)
 
+    def needed(k: int) -> int:
+        return cls.cost(k * classes, shape, **options).bits + k * classes * label_bits
+
     def fits(k: int) -> bool:
-        return cls.cost(k * classes, shape, **options).bits <= budget_bits
+        return needed(k) <= budget_bits
 
     if not fits(1):
-        need = -(-cls.cost(classes, shape, **options).bits // 8)
+        need = -(-needed(1) // 8)
         raise UserError(
             f"a budget of {budget_bits // 8:,} bytes holds less than one image of each of {classes} classes; "
             f"{need:,} bytes would: set --budget.bytes {need}"

@@ -1,0 +1,272 @@
+"""Trajectory matching: MTT, and LoMTT over low-rank storage."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value, replace_all_batch_norm_modules_
+
+from condensate.augment import Augment, Transform
+from condensate.compute import Compute
+from condensate.errors import UserError
+from condensate.experts import Trajectories
+from condensate.networks import Network
+from condensate.objectives.base import Objective, Work
+from condensate.objectives.programs import Named, inner_product, parameter_gradient, plain
+from condensate.streams import Streams
+from condensate.synthetic import LARGEST_STEP_SIZE, SMALLEST_STEP_SIZE, SyntheticDataset
+
+
+@dataclass(frozen=True)
+class _Set:
+    """The synthetic set as it is throughout an episode, decoded once, in the type of the computation."""
+
+    images: Tensor
+    labels: Tensor
+    step_size: Tensor
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A synthetic batch of the student: which images, and what augmentation drew for each of them."""
+
+    index: Tensor
+    drawn: Transform
+
+
+class TrajectoryMatching(Objective):
+    """Let a student trained on the synthetic set for some steps end where an expert ends after some epochs.
+
+    Each episode takes an expert and an epoch t below ``max_start_epoch``. The student starts from the expert's
+    parameters then, theta_0, and takes ``syn_steps`` steps of plain gradient descent on synthetic batches,
+    theta_{i+1} = theta_i - a g_i with g_i = grad L(theta_i; T(batch_i)), a the learned step size. Added is the
+    gradient of
+
+        || theta_N - expert(t + expert_epochs) ||^2 / || expert(t) - expert(t + expert_epochs) ||^2
+
+    Cazenavette et al., "Dataset Distillation by Matching Training Trajectories", CVPR 2022, algorithm 1.
+
+    The gradient is exact, without a graph over the steps: the student's parameters after every step are kept, and the
+    adjoint lam, at first d loss / d theta_N, walks back over them. With s = <g_i, lam> at step i, images and labels
+    get -a ds/d(images, labels), the step size -s, and lam becomes lam - a ds/d theta_i. Memory is that of one chunk
+    of one step and, for every step, one copy of the parameters and the augmentation's draw.
+
+    Batches are pieces of a permutation of the whole set, drawn anew when it is used up. BatchNorm layers use their
+    batch's statistics, as in training, and go through the network in one piece.
+
+    Args:
+        experts: Trajectories of the same network on real images.
+        network: Its parameters are not used; its type is that of the computation.
+        augment: Drawn anew for every batch, one operator a batch, its parameters per image (not siamese).
+        streams: Source of the start epochs, batches and augmentations.
+        compute: Compilation and chunk. Everything is computed in the network's own precision.
+        syn_steps: Steps of the student.
+        expert_epochs: Epochs of the expert that they stand for.
+        max_start_epoch: The student starts after an epoch drawn uniformly from 0 to below this.
+        batch_syn: Synthetic images a step; null for all of them.
+        experts_per_step: Experts an episode, whose losses are averaged.
+        step_size: The learning rate a of the student before the first episode; see condense.lr_step.
+    """
+
+    matches_experts = True
+
+    def __init__(
+        self,
+        experts: Trajectories,
+        network: Network,
+        augment: Augment,
+        streams: Streams,
+        compute: Compute | None = None,
+        *,
+        syn_steps: int = 50,
+        expert_epochs: int = 2,
+        max_start_epoch: int = 5,
+        batch_syn: int | None = None,
+        experts_per_step: int = 1,
+        step_size: float = 0.01,
+    ) -> None:
+        counts = {"syn_steps": syn_steps, "expert_epochs": expert_epochs, "max_start_epoch": max_start_epoch}
+        counts |= {"batch_syn": 1 if batch_syn is None else batch_syn, "experts_per_step": experts_per_step}
+        for key, value in counts.items():
+            if value < 1:
+                raise UserError(f"objective.{key} must be at least 1, got {value}")
+        if not SMALLEST_STEP_SIZE <= step_size <= LARGEST_STEP_SIZE:
+            raise UserError(
+                f"objective.step_size must be from {SMALLEST_STEP_SIZE:g} to {LARGEST_STEP_SIZE:g}, got {step_size}"
+            )
+        check_window(max_start_epoch, expert_epochs, experts.epochs)
+        if experts_per_step > len(experts):
+            raise UserError(f"objective.experts_per_step is {experts_per_step}, but there are {len(experts)} experts")
+        self.experts, self.augment, self.streams = experts, augment, streams
+        self.compute = compute or Compute()
+        self.syn_steps, self.expert_epochs, self.max_start_epoch = syn_steps, expert_epochs, max_start_epoch
+        self.batch_syn, self.experts_per_step = batch_syn, experts_per_step
+        replace_all_batch_norm_modules_(network)  # in place: batch statistics always, and no buffers
+        self.network = network.requires_grad_(True).train()
+        whole_batch = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in network.modules())
+        self.chunk = None if whole_batch else self.compute.chunk
+        first = next(network.parameters())
+        self.dtype, self.device = first.dtype, first.device
+        gradient = parameter_gradient(self.network, bool(augment.ops), self.compute.memory_format)
+        self._gradient = self.compute.program(gradient)
+        self._pull_back = self.compute.program(_adjoint(gradient))
+
+    @classmethod
+    def planned(cls, classes: int, images: int, **options: Any) -> Work:
+        """3 forwards' operations an image and step on the way, 9 on the way back."""
+        batch = options["batch_syn"] or images
+        if batch > images:
+            raise UserError(
+                f"objective.batch_syn is {batch}, but the synthetic set has {images} images; set it to null"
+            )
+        return Work(0, 4 * int(options["experts_per_step"]) * int(options["syn_steps"]) * int(batch))
+
+    def episode(self, synthetic: SyntheticDataset, number: int) -> Iterator[Tensor]:
+        """One student for each of ``experts_per_step`` experts; all experts come up before one comes again."""
+        if synthetic.step_size is None:
+            raise UserError(
+                "trajectory matching needs a set with a step size, as in SyntheticDataset(..., step_size=0.01)"
+            )
+        if (self.batch_syn or 0) > len(synthetic):
+            raise UserError(
+                f"objective.batch_syn is {self.batch_syn}, but the synthetic set has {len(synthetic)} images; "
+                "set it to null"
+            )
+        labels = synthetic.labels.detach()
+        current = _Set(
+            synthetic.images().detach().to(self.dtype),
+            labels.to(self.dtype) if labels.is_floating_point() else labels,
+            synthetic.step_size.detach().to(self.dtype),
+        )
+        yield torch.stack(
+            [self._add_gradient(synthetic, current, number, k) for k in range(self.experts_per_step)]
+        ).mean()
+
+    def _add_gradient(self, synthetic: SyntheticDataset, current: _Set, number: int, which: int) -> Tensor:
+        """Add one expert's share of the gradient to what is stored; its loss."""
+        initial, target = self._ends(number, which)
+        steps = self._steps(current, number, which)
+        path = [initial]
+        for step in steps:
+            gradient = self._mean_gradient(path[-1], current, step)
+            path.append({name: value - current.step_size * gradient[name] for name, value in path[-1].items()})
+        length = _squared(initial, target)
+        if not float(length) > 0:
+            raise UserError("an expert stands still between two snapshots: were its experts trained at all?")
+        student = path.pop()
+        adjoint = {name: value.sub(target[name]).mul_(2 / length) for name, value in student.items()}
+        totals = _Set(*(torch.zeros_like(part, dtype=self.dtype) for part in vars(current).values()))
+        for step in reversed(steps):
+            adjoint = self._step_back(path.pop(), adjoint, current, step, totals)
+        self._store(synthetic, totals)
+        return _squared(student, target) / length
+
+    def _ends(self, number: int, which: int) -> tuple[Named, Named]:
+        """Parameters of the expert where the student starts and where it should end."""
+        turn, place = divmod(number * self.experts_per_step + which, len(self.experts))
+        order = self.streams("experts", turn)
+        expert = int(torch.randperm(len(self.experts), generator=order, device=order.device)[place])
+        draw = self.streams("start epoch", number, which)
+        start = int(torch.randint(self.max_start_epoch, (), generator=draw, device=draw.device))
+        ends = (self.experts.parameters(expert, epoch) for epoch in (start, start + self.expert_epochs))
+        layout = self.compute.memory_format
+        initial, target = ({n: t.to(self.device) for n, t in plain(end, self.dtype, layout).items()} for end in ends)
+        return initial, target
+
+    def _steps(self, current: _Set, number: int, which: int) -> list[_Step]:
+        """The batches of all steps."""
+        generator = self.streams("batches", number, which)
+        images, pieces = current.images, list[Tensor]()
+        steps: list[_Step] = []
+        while len(steps) < self.syn_steps:
+            if not pieces:
+                order = torch.randperm(len(images), generator=generator, device=generator.device)
+                pieces = list(order.split(self.batch_syn or len(images)))
+            index = pieces.pop(0).to(images.device)
+            size = (images.shape[2], images.shape[3])
+            steps.append(_Step(index, self.augment.draw(generator, len(index), size, shared_op=True)))
+        return steps
+
+    def _pieces(self, current: _Set, step: _Step) -> Iterator[tuple[Tensor, float, tuple[Tensor, ...]]]:
+        """A batch chunk by chunk: its indices, its share, and images, labels and augmentation as programs take them."""
+        places = torch.arange(len(step.index), device=step.index.device)
+        drawn = [part.to(places.device) for part in step.drawn.parameters()]
+        for place in self.compute.pieces(places) if self.chunk else [places]:
+            index = step.index[place]
+            yield (
+                index,
+                len(place) / len(places),
+                (current.images[index], current.labels[index], *(d[place] for d in drawn)),
+            )
+
+    @torch.no_grad()
+    def _mean_gradient(self, parameters: Named, current: _Set, step: _Step) -> Named:
+        """Gradient of the mean cross-entropy over a batch."""
+        total: Named = {}
+        for _, share, seen in self._pieces(current, step):
+            for name, gradient in self._gradient(parameters, {}, *seen).items():
+                total[name] = total[name].add_(gradient, alpha=share) if name in total else gradient * share
+        return total
+
+    @torch.no_grad()
+    def _step_back(self, parameters: Named, adjoint: Named, current: _Set, step: _Step, totals: _Set) -> Named:
+        """Add what a step contributes to the gradients in ``totals``; the adjoint before the step."""
+        before = {name: value.clone() for name, value in adjoint.items()}
+        for index, share, seen in self._pieces(current, step):
+            slope, by_parameters, by_images, by_labels = self._pull_back(adjoint, parameters, *seen)
+            weight = -share * current.step_size
+            totals.images.index_add_(0, index, by_images * weight)
+            if by_labels is not None:
+                totals.labels.index_add_(0, index, by_labels * weight)
+            totals.step_size.sub_(slope, alpha=share)
+            for name, value in by_parameters.items():
+                before[name].addcmul_(value, weight)
+        return before
+
+    def _store(self, synthetic: SyntheticDataset, totals: _Set) -> None:
+        """Add gradients with respect to images, labels and step size to what is stored, as far as it is learned."""
+        every = torch.arange(len(synthetic), device=totals.images.device)
+        for piece in every.split(self.compute.chunk):
+            synthetic.backward(piece, totals.images[piece] / self.experts_per_step)
+        for learned, gradient in ((synthetic.labels, totals.labels), (synthetic.step_size, totals.step_size)):
+            if learned is not None and learned.requires_grad:
+                share = (gradient / self.experts_per_step).to(learned.dtype)
+                learned.grad = share if learned.grad is None else learned.grad + share
+
+
+def check_window(max_start_epoch: int, expert_epochs: int, epochs: int) -> None:
+    """Refuse start epochs from which the expert's end lies past its last snapshot."""
+    last = max_start_epoch - 1 + expert_epochs
+    if last > epochs:
+        raise UserError(
+            f"objective.max_start_epoch - 1 + objective.expert_epochs is {last}, past the experts' last snapshot, of "
+            f"epoch {epochs}; set experts.epochs to {last} or null, or the window smaller"
+        )
+
+
+def _squared(ours: Named, theirs: Named) -> Tensor:
+    return torch.stack([(value - theirs[name]).square().sum() for name, value in ours.items()]).sum()
+
+
+def _adjoint(gradient: Callable[..., Named]) -> Callable[..., tuple[Tensor, Named, Tensor, Tensor | None]]:
+    """The program (adjoint, parameters, images, labels, augmentation) -> s and its gradients.
+
+    s is the inner product of the loss gradient and the adjoint; its gradients are those with respect to parameters,
+    images and, if they are soft, labels.
+    """
+
+    def program(
+        adjoint: Named, parameters: Named, images: Tensor, labels: Tensor, *drawn: Tensor
+    ) -> tuple[Tensor, Named, Tensor, Tensor | None]:
+        soft = labels.is_floating_point()
+
+        def slope(parameters: Named, images: Tensor, labels: Tensor) -> Tensor:
+            return inner_product(gradient(parameters, {}, images, labels, *drawn), adjoint)
+
+        wanted = (0, 1, 2) if soft else (0, 1)
+        found, value = grad_and_value(slope, argnums=wanted)(parameters, images, labels)
+        return value, found[0], found[1], found[2] if soft else None
+
+    return program
