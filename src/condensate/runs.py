@@ -33,6 +33,7 @@ from condensate.whitening import file_name
 
 SCHEMA = 1
 FULL = "full"
+SMOKED_SIDE = 64  # pixels; larger images are cut to this in a smoke run
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,9 @@ def prepare(recipe: Recipe, session: Session) -> Run:
     if session.smoke:
         name = recipe["data"]["name"]
         recipe = smoked(recipe)
-        data = assemble.random_data(KNOWN[name].shape if name in KNOWN else (3, 32, 32), session.device)
+        channels, *sides = KNOWN[name].shape if name in KNOWN else (3, 32, 32)
+        height, width = (min(side, SMOKED_SIDE) for side in sides)
+        data = assemble.random_data((channels, height, width), session.device)
     else:
         if recipe["data"]["path"] is not None:  # so that the run can be resumed from any folder
             recipe = recipe.with_values(data={"path": str(Path(recipe["data"]["path"]).expanduser().resolve())})
