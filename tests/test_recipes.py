@@ -19,13 +19,13 @@ SUBSETS = ("imagenette", "imagewoof", "imagemeow", "imagesquawk", "imagefruit", 
 EXPECTED = {
     "digits": {"dm": 2, "mtt": 2},
     "folder": {"dm": 4},
-    "mnist": {"dm": 9, "dc": 6, "dsa": 9},
-    "fashion-mnist": {"dm": 6, "dc": 6, "dsa": 9},
-    "svhn": {"dm": 6, "dc": 6, "dsa": 9},
-    "cifar10": {"dm": 13, "dc": 6, "dsa": 9},
-    "cifar100": {"dm": 9, "dc": 6, "dsa": 9},
-    "tinyimagenet": {"dm": 9, "dc": 6, "dsa": 6},
-    **{name: {"dm": 6, "dc": 6, "dsa": 6} for name in SUBSETS},
+    "mnist": {"dm": 9, "dc": 6, "dsa": 9, "mtt": 6},
+    "fashion-mnist": {"dm": 6, "dc": 6, "dsa": 9, "mtt": 6},
+    "svhn": {"dm": 6, "dc": 6, "dsa": 9, "mtt": 6},
+    "cifar10": {"dm": 13, "dc": 6, "dsa": 9, "mtt": 9},
+    "cifar100": {"dm": 9, "dc": 6, "dsa": 9, "mtt": 9},
+    "tinyimagenet": {"dm": 9, "dc": 6, "dsa": 6, "mtt": 9},
+    **{name: {"dm": 6, "dc": 6, "dsa": 6, "mtt": 8} for name in SUBSETS},
 }
 NAME = re.compile(r"(?P<data>.+?)-(?P<lo>lo)?(?P<method>dm|dc|dsa|mtt)(-ipc(?P<ipc>\d+))?(?P<suffix>-.+)?")
 
@@ -146,6 +146,40 @@ def test_shipped__recorded_settings_of_gradient_matching(name, rank, loops, epoc
     assert (recipe["objective"]["outer_loop"], recipe["objective"]["inner_loop"]) == loops
     assert len(recipe["augment"]["ops"]) == ops
     assert recipe["objective"]["distance"] == "layerwise"
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "window", "batch", "step_size", "lr", "lr_step", "zca"),
+    [
+        ("cifar10-lomtt-ipc1", 50, (2, 5), None, 0.01, 1000.0, 1e-7, False),
+        ("cifar10-mtt-ipc1-original", 50, (2, 2), None, 0.01, 100.0, 1e-7, True),
+        ("cifar10-mtt-ipc10-original", 30, (2, 20), 100, 0.001, 100.0, 1e-5, True),
+        ("cifar10-mtt-ipc50-original", 30, (2, 40), 500, 0.001, 1000.0, 1e-5, False),
+        ("cifar100-mtt-ipc1-original", 20, (3, 20), 100, 0.01, 1000.0, 1e-5, True),
+        ("cifar100-mtt-ipc10-original", 20, (2, 20), 1000, 0.01, 1000.0, 1e-5, False),
+        ("cifar100-mtt-ipc50-original", 80, (2, 40), 125, 0.01, 1000.0, 1e-5, True),
+        ("tinyimagenet-mtt-ipc1-original", 10, (2, 10), 200, 0.01, 10000.0, 1e-4, False),
+        ("tinyimagenet-mtt-ipc50-original", 20, (2, 40), 300, 0.01, 10000.0, 1e-4, False),
+        ("imagefruit-mtt-ipc10-original", 20, (2, 10), 20, 0.01, 100000.0, 1e-6, False),
+    ],
+)
+def test_shipped__recorded_settings_of_trajectory_matching(name, steps, window, batch, step_size, lr, lr_step, zca):
+    recipe = loaded(name)
+    objective = recipe["objective"]
+    assert (objective["syn_steps"], objective["batch_syn"], objective["step_size"]) == (steps, batch, step_size)
+    assert (objective["expert_epochs"], objective["max_start_epoch"]) == window
+    assert (recipe.condense.lr, recipe.condense.lr_step, recipe.condense.episodes) == (lr, lr_step, 5000)
+    assert (recipe["experts"]["count"], recipe["experts"]["lr"], recipe["experts"]["batch"]) == (100, 0.01, 256)
+    assert recipe["data"]["zca"] is zca
+    assert (recipe["data"]["mean"] is None) is zca
+
+
+@pytest.mark.parametrize("name", [name for name in shipped() if "mtt-" in name])
+def test_shipped__trajectory_matching__batch_is_within_the_set(name):
+    recipe = loaded(name)
+    known = KNOWN[recipe["data"]["name"]]
+    held = known.classes * images_per_class(recipe, known.classes, known.shape)
+    assert (recipe["objective"]["batch_syn"] or 1) <= held
 
 
 def test_resolve__file__keys_over_defaults(tmp_path):
