@@ -4,10 +4,14 @@ Prints one table and, with --json, writes it. Times are medians of interleaved r
 """
 
 import argparse
+import gc
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -19,9 +23,9 @@ from benchmarks import published
 from condensate import Augment, Compute, Streams, SyntheticDataset, build_network, from_arrays, load_data
 from condensate.assemble import objective, start
 from condensate.compute import has_bfloat16
-from condensate.console import show_table
+from condensate.console import show_table, size
 from condensate.data import ImageData
-from condensate.objectives import DistributionMatching, GradientMatching, Objective
+from condensate.objectives import DistributionMatching, GradientMatching, Objective, TrajectoryMatching
 from condensate.recipe import resolve
 from condensate.runs import environment
 
@@ -41,6 +45,7 @@ class Row:
         seconds: Of each repeat.
         first: Seconds of the first time, compilation included.
         operations: Floating-point operations the work needs.
+        memory: Bytes of its peak beyond what was held before, where that was measured.
     """
 
     work: str
@@ -48,6 +53,7 @@ class Row:
     seconds: list[float]
     first: float
     operations: float
+    memory: int | None = None
 
 
 def cifar_like(data: str | None, device: torch.device) -> ImageData:
@@ -70,6 +76,8 @@ def interleaved(work: str, ways: dict[str, Callable[[], object]], operations: fl
         return time.perf_counter() - began
 
     first = {name: timed(way) for name, way in ways.items()}
+    if not repeats:
+        return [Row(work, name, [], first[name], operations, peak_bytes(way)) for name, way in ways.items()]
     for way in ways.values():
         way()
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -77,6 +85,34 @@ def interleaved(work: str, ways: dict[str, Callable[[], object]], operations: fl
         for name, way in ways.items():
             seconds[name].append(timed(way))
     return [Row(work, name, seconds[name], first[name], operations) for name in ways]
+
+
+def peak_bytes(way: Callable[[], object]) -> int:
+    """The most memory held while a way runs, beyond what is held before: of tensors on CUDA, else of the process."""
+    gc.collect()
+    if torch.cuda.is_available():
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        way()
+        return torch.cuda.max_memory_allocated() - before
+    status = Path("/proc/self/status")
+
+    def read(key: str) -> int:
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith(key))
+        return 1024 * int(line.split()[1])
+
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = read("VmRSS")
+    way()
+    return read("VmHWM") - before
+
+
+def memory_of(name: str, given: list[str]) -> dict[str, int]:
+    """Peak bytes by work and way, measured in a process that gives freed memory back at once."""
+    surroundings = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    command = [sys.executable, "-m", "benchmarks", *given, "--only", name, "--measure-memory"]
+    done = subprocess.run(command, env=surroundings, capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def dm_rows(method: str, data: ImageData, repeats: int) -> list[Row]:
@@ -104,10 +140,10 @@ def dm_rows(method: str, data: ImageData, repeats: int) -> list[Row]:
     return interleaved(f"{method} episode, IPC 1", ways, images * operations_per_image(data), repeats)
 
 
-def episode(matching: object, synthetic: SyntheticDataset) -> Callable[[], object]:
+def episode(matching: object, synthetic: SyntheticDataset, lr: float = 1.0) -> Callable[[], object]:
     """An episode and its update."""
     assert isinstance(matching, Objective)
-    optimizer = torch.optim.SGD(synthetic.parameters(), 1.0, 0.5)
+    optimizer = torch.optim.SGD(synthetic.parameters(), lr, 0.5)
 
     def run() -> None:
         for _ in matching.episode(synthetic, 1):
@@ -142,6 +178,54 @@ def dc_rows(data: ImageData, repeats: int) -> list[Row]:
             ways[name] = episode(matching, start(recipe, data, streams))
     images = 3 * 2560 + 7 * len(plain)
     return interleaved("dc matching step, IPC 1", ways, images * operations_per_image(data), repeats)
+
+
+class Straight:
+    """Experts that went a straight way from one initialisation to another: their cost is that of any."""
+
+    epochs = 2
+
+    def __init__(self, data: ImageData, streams: Streams) -> None:
+        networks = [build_network("convnet", data.shape, 10, streams("expert", end)) for end in (0, 1)]
+        self.ends = [{n: p.detach().clone() for n, p in network.named_parameters()} for network in networks]
+
+    def __len__(self) -> int:
+        return 1
+
+    def parameters(self, expert: int, epoch: int) -> dict[str, Tensor]:
+        """A point of the way."""
+        return {n: torch.lerp(p, self.ends[1][n], 0.1 * epoch) for n, p in self.ends[0].items()}
+
+
+def mtt_rows(data: ImageData, repeats: int, steps: int) -> list[Row]:
+    """An iteration of LoMTT on CIFAR-10 at IPC 1, rank 2: 80 images, all of them in every step."""
+    recipe = resolve("cifar10-lodm-ipc1")
+    device = data.train.raw.device
+    streams, generator = Streams(0, device), Streams(0)("published")
+    experts = Straight(data, streams)
+    ways: dict[str, Callable[[], object]] = {}
+
+    def made() -> SyntheticDataset:
+        synthetic = start(recipe, data, streams)
+        synthetic.step_size = torch.nn.Parameter(torch.tensor(0.01, device=device))
+        return synthetic
+
+    plain = made()
+    assert plain.step_size is not None
+    step_size = plain.step_size
+    optimizer = torch.optim.SGD(plain.parameters(), 1e-3, 0.5)
+    if steps <= 20:  # beyond, the graph takes more memory than two-core machines have
+        network = build_network("convnet", data.shape, 10, streams("net"))
+        first, last = ({n: p.to(device) for n, p in experts.parameters(0, epoch).items()} for epoch in (0, 2))
+        ways["published"] = lambda: published.mtt_episode(
+            network, first, last, plain.images, plain.labels, step_size, optimizer, generator, steps
+        )
+    for name, compute in (("ours, float32", WAYS["ours, float32"]), ("ours, not compiled", Compute())):
+        network = build_network("convnet", data.shape, 10, streams("net"))
+        matching = TrajectoryMatching(experts, network, Augment(), streams, compute, syn_steps=steps, max_start_epoch=1)
+        ways[name] = episode(matching, made(), 1e-3)
+    operations = 12 * steps * len(plain) * operations_per_image(data)
+    return interleaved(f"mtt iteration, {steps} steps", ways, operations, repeats)
 
 
 def feature_rows(data: ImageData, repeats: int) -> list[Row]:
@@ -190,6 +274,21 @@ def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
     return max(rates)
 
 
+WORKS = ["features", "dm", "lodm", "dc", "mtt", "mtt-memory"]
+
+
+def works(data: ImageData, repeats: int) -> dict[str, Callable[[], list[Row]]]:
+    """The pieces of work by name."""
+    return {
+        "features": lambda: feature_rows(data, repeats),
+        "dm": lambda: dm_rows("dm", data, repeats),
+        "lodm": lambda: dm_rows("lodm", data, repeats),
+        "dc": lambda: dc_rows(data, repeats),
+        "mtt": lambda: mtt_rows(data, repeats, 10),
+        "mtt-memory": lambda: [row for steps in (5, 20, 50) for row in mtt_rows(data, min(repeats, 1), steps)],
+    }
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
@@ -197,34 +296,44 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="three repeats")
-    parser.add_argument("--only", nargs="+", choices=["features", "dm", "lodm", "dc"], help="absent: all")
+    parser.add_argument("--only", nargs="+", choices=WORKS, help="absent: all")
+    parser.add_argument("--memory", action="store_true", help="peak memory of every way too, in processes of their own")
+    parser.add_argument("--measure-memory", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, help="write the table here, too")
     options = parser.parse_args()
     device, repeats = torch.device(options.device), 3 if options.quick else options.repeats
     data = cifar_like(options.data, device)
+    if options.measure_memory:
+        found = works(data, 0)[options.only[0]]()
+        print(json.dumps({f"{row.work}/{row.way}": row.memory for row in found}))
+        return
     rates = {"float32": matrix_rate(torch.float32, device)}
     if has_bfloat16(device):
         rates["bfloat16"] = matrix_rate(torch.bfloat16, device)
-    works: dict[str, Callable[[], list[Row]]] = {
-        "features": lambda: feature_rows(data, repeats),
-        "dm": lambda: dm_rows("dm", data, repeats),
-        "lodm": lambda: dm_rows("lodm", data, repeats),
-        "dc": lambda: dc_rows(data, repeats),
-    }
-    rows = []
-    for name in options.only or works:
+    rows: list[Row] = []
+    memory: dict[str, int] = {}
+    given = ["--device", options.device, *(["--data", options.data] if options.data else [])]
+    for name in options.only or WORKS:
         torch._dynamo.reset()
-        rows += works[name]()
+        rows += works(data, repeats)[name]() if repeats else []
+        if options.memory:
+            memory |= memory_of(name, given)
+    rows = [replace(row, memory=memory.get(f"{row.work}/{row.way}")) for row in rows]
     shown, written = [], []
     for row in rows:
-        base = next(r for r in rows if r.work == row.work and r.way == "published")
+        base = next((r for r in rows if r.work == row.work and r.way == "published"), None)
         rate = rates["bfloat16" if "bfloat16" in row.way else "float32"]
-        faster, share = median(base.seconds) / median(row.seconds), row.operations / median(row.seconds) / rate
+        faster = median(base.seconds) / median(row.seconds) if base else None
+        share = row.operations / median(row.seconds) / rate
         low, high = min(row.seconds), max(row.seconds)
-        spread, cells = f"{low:.3f} .. {high:.3f}", [f"{faster:.2f}", f"{100 * share:.0f} %", f"{row.first:.0f}"]
+        spread, cells = (
+            f"{low:.3f} .. {high:.3f}",
+            ["" if faster is None else f"{faster:.2f}", f"{100 * share:.0f} %", f"{row.first:.0f}"],
+        )
+        cells.append("" if row.memory is None else size(row.memory))
         shown.append([row.work, row.way, f"{median(row.seconds):.3f}", spread, *cells])
         written.append(row.__dict__ | {"median": median(row.seconds), "times_faster": faster, "share_of_rate": share})
-    columns = ["work", "way", "seconds", "min .. max", "times faster", "of matrix rate", "first"]
+    columns = ["work", "way", "seconds", "min .. max", "times faster", "of matrix rate", "first", "memory"]
     show_table("CIFAR-10, ConvNet-3 of width 128, 256 real images a class", columns, shown)
     for name, rate in rates.items():
         print(f"matrix products in {name}: {rate / 1e9:.0f} GFLOP/s")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample, pad
 
 OPS = ("color", "crop", "cutout", "flip", "scale", "rotate")
@@ -125,3 +126,43 @@ def dc_episode(
     loss.backward()
     optimizer.step()
     return float(loss.detach())
+
+
+def mtt_episode(
+    network: torch.nn.Module,
+    first: dict[str, Tensor],
+    target: dict[str, Tensor],
+    images: Callable[[], Tensor],
+    labels: Tensor,
+    step_size: Tensor,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    steps: int,
+) -> float:
+    """One iteration of MTT: all steps of the student in one graph, one backward through it, one update.
+
+    Args:
+        network: Whose forward is used with the student's parameters.
+        first: Parameters the student starts from.
+        target: Parameters it should reach.
+        images: The synthetic set decoded, with graph; every step uses all of it.
+        labels: Its classes.
+        step_size: The learned one, a leaf.
+        optimizer: Of what ``images`` reads, and of the step size.
+        generator: Draws the augmentation.
+        steps: Of the student.
+    """
+    theta = {name: value.clone().requires_grad_() for name, value in first.items()}
+    decoded = images()
+    for _ in range(steps):
+        change = siamese(OPS[int(torch.randint(len(OPS), (), generator=generator))], generator)
+        loss = cross_entropy(functional_call(network, theta, change(decoded)), labels)
+        slopes = torch.autograd.grad(loss, list(theta.values()), create_graph=True)
+        theta = {name: value - step_size * slope for (name, value), slope in zip(theta.items(), slopes)}
+    gone = torch.stack([(theta[name] - target[name]).square().sum() for name in theta]).sum()
+    whole = torch.stack([(first[name] - target[name]).square().sum() for name in theta]).sum()
+    optimizer.zero_grad()
+    distance = gone / whole
+    distance.backward()
+    optimizer.step()
+    return float(distance.detach())
