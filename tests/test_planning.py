@@ -1,8 +1,9 @@
 """What a run is said to take."""
 
 import pytest
+import torch
 
-from condensate import planning
+from condensate import assemble, planning
 from condensate.recipe import resolve
 
 
@@ -14,3 +15,26 @@ from condensate.recipe import resolve
 def test_evaluation__networks_count_by_their_operations(networks, least, most):
     recipe = resolve("cifar10-dm-ipc1", {"evaluate": {"networks": networks}})
     assert least <= planning._evaluated_work(recipe, (3, 32, 32), 10) <= most
+
+
+def test_plan__experts__counted_until_they_are_there(tmp_path):
+    changes = {
+        "network": {"width": 8, "depth": 1},
+        "objective": {"max_start_epoch": 2, "expert_epochs": 1},
+        "experts": {"count": 2, "store": str(tmp_path)},
+    }
+    recipe, device = resolve("digits-lomtt", changes), torch.device("cpu")
+    before = planning.plan(recipe, device).experts
+    store = assemble.make_experts(recipe, assemble.image_data(recipe, device))
+    after = planning.plan(recipe, device).experts
+    assert (before.count, before.missing, before.epochs) == (2, 2, 2)
+    assert before.seconds > 0
+    assert (after.missing, after.seconds) == (0, 0)
+    on_disk = sum(file.stat().st_size for file in store.folder.glob("expert-*"))
+    assert after.bytes == pytest.approx(on_disk, rel=0.2)
+
+
+def test_plan__data_not_at_hand__all_experts_and_no_time():
+    expected = planning.plan(resolve("cifar10-dm-ipc1", {"objective": {"name": "mtt"}}), torch.device("cpu")).experts
+    assert (expected.count, expected.missing, expected.epochs, expected.seconds) == (100, 100, 6, None)
+    assert planning.plan(resolve("cifar10-dm-ipc1"), torch.device("cpu")).experts is None

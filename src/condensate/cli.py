@@ -18,7 +18,7 @@ from condensate import __version__, assemble, runs
 from condensate.atomic import replacing
 from condensate.console import Display, duration, percent, show_table, size
 from condensate.errors import UserError, unknown
-from condensate.planning import plan
+from condensate.planning import ExpertPlan, plan
 from condensate.recipe import Recipe, Values, complete, describe_keys, find, merge, shipped
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset, load
@@ -235,6 +235,7 @@ def _plan(options: argparse.Namespace, keys: Values) -> None:
         ["bytes stored", f"{expected.bytes:,} of {expected.budget_bytes:,}"],
         *([["side file of ZCA", f"{expected.side_bytes:,}"]] if expected.side_bytes else []),
         ["computed", how],
+        *_expert_rows(expected.experts),
         [f"{recipe.condense.episodes:,} episodes", duration(expected.condense_seconds)],
         ["evaluation", duration(expected.evaluate_seconds)],
         ["memory", f"{size(expected.memory_bytes)} and what PyTorch takes"],
@@ -242,6 +243,14 @@ def _plan(options: argparse.Namespace, keys: Values) -> None:
     show_table(f"{recipe.name}, the main row", ["", "expected"], rows)
     if expected.compiled:
         print("Times are from eager rates of this machine; compiled episodes take about half to two thirds of that.")
+
+
+def _expert_rows(experts: ExpertPlan | None) -> list[list[str]]:
+    if experts is None:
+        return []
+    taken = "time unknown, the data are not here" if experts.seconds is None else duration(experts.seconds)
+    made = f"{experts.missing} to be made, {taken}" if experts.missing else "all there"
+    return [[f"{experts.count} experts, epochs 0 to {experts.epochs}", f"{size(experts.bytes)} on disk; {made}"]]
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:

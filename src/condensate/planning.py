@@ -16,6 +16,7 @@ from condensate import assemble
 from condensate.atomic import replacing
 from condensate.data import KNOWN, ImageData
 from condensate.data.cache import folder as cache_folder
+from condensate.experts import PRECISIONS
 from condensate.networks import NETWORKS, Network
 from condensate.objectives import OBJECTIVES
 from condensate.parameterizations import PARAMETERIZATIONS, Shape
@@ -43,6 +44,7 @@ class Plan:
         evaluate_seconds: Of all networks.
         memory_bytes: Of images and activations at the peak, beside what PyTorch itself takes.
         side_bytes: Of the whitening beside the set, not in the budget; 0 without ZCA.
+        experts: What the experts take, where the objective matches any.
     """
 
     shape: Shape
@@ -57,6 +59,26 @@ class Plan:
     evaluate_seconds: float
     memory_bytes: int
     side_bytes: int
+    experts: "ExpertPlan | None" = None
+
+
+@dataclass(frozen=True)
+class ExpertPlan:
+    """What the experts of a recipe take.
+
+    Args:
+        count: Of them.
+        missing: To be made first; all of them where the data are not at hand, or whitened.
+        epochs: Kept of each.
+        bytes: Of all of them on disk.
+        seconds: Of making those that are missing; None where the data are not at hand.
+    """
+
+    count: int
+    missing: int
+    epochs: int
+    bytes: int
+    seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -76,7 +98,7 @@ class Rates:
 
 def plan(recipe: Recipe, device: torch.device) -> Plan:
     """Estimate a run without an episode of it; machine rates are measured once, in seconds, and kept in the cache."""
-    shape, classes, held = _data(recipe)
+    shape, classes, held, data = _data(recipe)
     side = 0
     if recipe["data"]["zca"]:
         check_size(shape)
@@ -95,6 +117,9 @@ def plan(recipe: Recipe, device: torch.device) -> Plan:
     per_image = _activations(recipe, shape, classes)
     # matching or training hold all layers of their images, scoring (512 at once) about two of them
     activations = max(per_image * max(min(chunk, images), batch), 512 * per_image // 4)
+    experts = _experts(recipe, shape, classes, data, rates)
+    if experts is not None:  # the student's parameters after every step
+        held += recipe["objective"]["syn_steps"] * experts.bytes // (experts.count * (experts.epochs + 1))
     return Plan(
         shape,
         classes,
@@ -108,16 +133,31 @@ def plan(recipe: Recipe, device: torch.device) -> Plan:
         trained / rates.training,
         held + 3 * cost.bits // 8 + activations + 2 * side,
         side,
+        experts,
     )
 
 
-def _data(recipe: Recipe) -> tuple[Shape, int, int]:
-    """Shape, number of classes and bytes held; what is not at hand is not fetched."""
+def _experts(recipe: Recipe, shape: Shape, classes: int, data: ImageData | None, rates: Rates) -> ExpertPlan | None:
+    options, window = recipe.experts, recipe["objective"]
+    if options is None:
+        return None
+    epochs = options.epochs or window["max_start_epoch"] - 1 + window["expert_epochs"]
+    parameters = sum(p.numel() for p in assemble.network(recipe, shape, classes, Streams(0)("count")).parameters())
+    kept = options.count * (epochs + 1) * parameters * PRECISIONS[options.precision].itemsize
+    if data is None:
+        return ExpertPlan(options.count, options.count, epochs, kept, None)
+    whitened = recipe["data"]["zca"]  # which experts are there shows only after the whitening is fitted
+    missing = options.count if whitened else len(assemble.experts(recipe, data).missing())
+    return ExpertPlan(options.count, missing, epochs, kept, missing * epochs * len(data.train) / rates.training)
+
+
+def _data(recipe: Recipe) -> tuple[Shape, int, int, ImageData | None]:
+    """Shape, number of classes, bytes held, and the data; what is not at hand is not fetched."""
     name, path = recipe["data"]["name"], recipe["data"]["path"]
     if path is None and name in KNOWN and name != "digits":
-        return KNOWN[name].shape, KNOWN[name].classes, 0
+        return KNOWN[name].shape, KNOWN[name].classes, 0, None
     data: ImageData = assemble.image_data(recipe.with_values(data={"zca": False}), torch.device("cpu"))
-    return data.shape, len(data.classes), data.train.raw.numel() + data.test.raw.numel()
+    return data.shape, len(data.classes), data.train.raw.numel() + data.test.raw.numel(), data
 
 
 def _evaluated_work(recipe: Recipe, shape: Shape, classes: int) -> float:

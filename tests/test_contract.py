@@ -1,0 +1,92 @@
+"""The whole product at toy size: any objective, over any storage, under any network, on any images.
+
+Every pair of the four is covered, and every network under every objective.
+"""
+
+import io
+from itertools import product
+
+import pytest
+import torch
+from rich.console import Console
+
+from condensate import load, runs
+from condensate.assemble import random_data
+from condensate.console import Display
+from condensate.networks import NETWORKS
+from condensate.objectives import OBJECTIVES
+from condensate.parameterizations import PARAMETERIZATIONS
+from condensate.recipe import complete
+
+OBJECTIVE_OPTIONS = {
+    "dm": {"batch_real": 4},
+    "dc": {"batch_real": 4, "outer_loop": 2, "inner_loop": 1},
+    "mtt": {"syn_steps": 2, "expert_epochs": 1, "max_start_epoch": 1},
+}
+NETWORK_OPTIONS = {
+    "convnet": {"width": 8, "depth": 2},
+    "mlp": {"width": 16},
+    "vit": {"width": 16, "depth": 1, "heads": 2},
+}
+STORAGES = {"pixels": {}, "lowrank": {"rank": 1}}
+SHAPES = [(1, 28, 28), (3, 32, 32), (3, 18, 33)]
+STARTS = ["noise", "real", "herding", "k-centre"]
+NORMS = ["batch", "layer", "group", "none"]
+
+
+def recipe(objective: str, storage: str, network: str, start: str, **options):
+    values = {
+        "data": {"name": "digits"},
+        "budget": {"ipc": 1},
+        "parameterization": {"name": storage, **STORAGES[storage]},
+        "start": {"name": start},
+        "network": {"name": network, **NETWORK_OPTIONS.get(network, {}), **options},
+        "objective": {"name": objective, **OBJECTIVE_OPTIONS[objective]},
+        "compute": {"compile": "never", "precision": "float32"},
+        "condense": {"episodes": 2, "lr": 0.01},
+        "evaluate": {"repeats": 1, "epochs": 1, "epochs_full": 1},
+    }
+    return complete("toy", values | ({"experts": {"count": 1}} if objective == "mtt" else {}))
+
+
+def carried_out(made, shape, folder, monkeypatch) -> None:
+    """Run it in its folder on random images of a shape; every stored number is finite and has moved."""
+    data = random_data(shape, torch.device("cpu"), classes=2, each=16)
+    monkeypatch.setattr(runs.assemble, "image_data", lambda recipe, device: data)
+    if made.experts is not None:
+        made = made.with_values(experts={"store": str(folder / "store")})
+    session = runs.Session(torch.device("cpu"), Display(Console(file=io.StringIO())), {})
+    result = runs.prepare(made, session).at(folder, 0).run()["toy"]
+    assert 0 <= result["evaluation"][0]["mean"] <= 1
+    started = runs.assemble.start(made, data, runs.Streams(0)).stored()
+    for name, tensor in load(folder).stored().items():
+        assert bool(tensor.isfinite().all())
+        if name != "step_size":
+            assert not torch.equal(tensor, started[name])
+
+
+def test_tables__name_all_there_is():
+    assert OBJECTIVE_OPTIONS.keys() == OBJECTIVES.keys()
+    assert STORAGES.keys() | {"uint8"} == PARAMETERIZATIONS.keys()  # uint8 holds real images, nothing is learned there
+
+
+@pytest.mark.parametrize(("objective", "network"), [*product(OBJECTIVES, NETWORKS)])
+def test_run__any_objective_under_any_network(objective, network, tmp_path, monkeypatch):
+    number = [*OBJECTIVES].index(objective) + [*NETWORKS].index(network)
+    storage = [*STORAGES][number % 2]
+    carried_out(recipe(objective, storage, network, STARTS[number % 4]), (3, 32, 32), tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(("objective", "storage", "shape"), [*product(OBJECTIVES, STORAGES, SHAPES)], ids=str)
+def test_run__any_objective_over_any_storage_on_any_images(objective, storage, shape, tmp_path, monkeypatch):
+    carried_out(recipe(objective, storage, "convnet", "noise"), shape, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(("objective", "storage", "start"), [*product(OBJECTIVES, STORAGES, STARTS[1:])])
+def test_run__any_objective_and_storage_from_real_images(objective, storage, start, tmp_path, monkeypatch):
+    carried_out(recipe(objective, storage, "convnet", start), (1, 12, 12), tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(("objective", "norm"), [*product(OBJECTIVES, NORMS)])
+def test_run__any_objective_under_any_normalisation(objective, norm, tmp_path, monkeypatch):
+    carried_out(recipe(objective, "pixels", "convnet", "noise", norm=norm), (3, 8, 8), tmp_path, monkeypatch)
