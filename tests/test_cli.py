@@ -10,6 +10,7 @@ from PIL import Image
 
 from condensate import LowRank, Streams, SyntheticDataset, class_major, cli, load, load_data, runs
 from condensate.cli import main
+from condensate.recipe import shipped
 
 QUICK = [
     "--network.width", "8", "--network.depth", "1", "--objective.batch_real", "8", "--condense.episodes", "2",
@@ -69,6 +70,15 @@ def test_recipes__lists_and_narrows(capsys):
     text = capsys.readouterr().out
     assert "cifar10-lodm-ipc50" in text
     assert "mnist" not in text
+
+
+def test_recipes__no_name__counts_by_data_set(capsys):
+    assert main(["recipes"]) == 0
+    text = capsys.readouterr().out
+    lines = [line.split() for line in text.splitlines()]
+    assert sum(int(line[-2]) for line in lines if len(line) > 3 and line[-2].isdigit()) == len(shipped())
+    assert len(lines) < 25
+    assert "svhn" in text
 
 
 def test_show__prints_yaml_that_can_be_run(capsys, tmp_path):

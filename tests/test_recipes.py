@@ -1,53 +1,103 @@
 """Shipped recipes: all load, all run at toy size, twins differ where they may; loading is strict."""
 
 import re
+from copy import deepcopy
+from functools import cache
 
 import pytest
 import torch
 import yaml
 
 from condensate import Compute, UserError
-from condensate.assemble import training_augment
-from condensate.recipe import complete, find, merge, resolve, shipped
+from condensate.assemble import images_per_class, networks_of, training_augment
+from condensate.data import KNOWN
+from condensate.networks import VARIANTS
+from condensate.recipe import Recipe, complete, find, merge, resolve, shipped
 
+# Recipes by data set and method; a lo* one goes with each but the -original ones.
+SUBSETS = ("imagenette", "imagewoof", "imagemeow", "imagesquawk", "imagefruit", "imageyellow")
 EXPECTED = {
-    "digits": 4,
-    "mnist": 14,
-    "fashion-mnist": 6,
-    "cifar10": 12,
-    "cifar100": 12,
-    "tinyimagenet": 4,
-    "folder": 4,
+    "digits": {"dm": 4, "dc": 4, "dsa": 4, "mtt": 4},
+    "folder": {"dm": 4},
+    "mnist": {"dm": 9, "dc": 6, "dsa": 9, "mtt": 6},
+    "fashion-mnist": {"dm": 6, "dc": 6, "dsa": 9, "mtt": 6},
+    "svhn": {"dm": 6, "dc": 6, "dsa": 9, "mtt": 6},
+    "cifar10": {"dm": 13, "dc": 6, "dsa": 9, "mtt": 9},
+    "cifar100": {"dm": 9, "dc": 6, "dsa": 9, "mtt": 9},
+    "tinyimagenet": {"dm": 9, "dc": 6, "dsa": 6, "mtt": 9},
+    **{name: {"dm": 6, "dc": 6, "dsa": 6, "mtt": 8} for name in SUBSETS},
 }
+NAME = re.compile(r"(?P<data>.+?)-(?P<lo>lo)?(?P<method>dm|dc|dsa|mtt)(-ipc(?P<ipc>\d+))?(?P<suffix>-.+)?")
 
 
-def data_of(name: str) -> str:
-    return re.sub(r"-(lo)?(dm|dc|dsa|mtt)(-ipc\d+)?$", "", name)
+@cache
+def loaded(name: str) -> Recipe:
+    return resolve(name)
+
+
+def part(name: str, which: str) -> str | None:
+    found = NAME.fullmatch(name)
+    assert found, name
+    return found[which]
 
 
 def test_shipped__as_many_as_counted():
-    found = [data_of(name) for name in shipped()]
-    assert {data: found.count(data) for data in found} == EXPECTED
+    found: dict[str, dict[str, int]] = {}
+    for name in shipped():
+        of_data = found.setdefault(str(part(name, "data")), {})
+        of_data[str(part(name, "method"))] = of_data.get(str(part(name, "method")), 0) + 1
+    assert found == EXPECTED
 
 
 @pytest.mark.parametrize("name", shipped())
 def test_shipped__complete_and_with_a_source(name):
-    recipe = resolve(name)
+    recipe = loaded(name)
     assert recipe.about["source"]
+    assert "{" not in "".join(recipe.about.values())
     assert complete(name, recipe.values).values == recipe.values
     assert yaml.safe_load(recipe.dump()) == recipe.values
-    assert "flip" not in recipe["augment"]["ops"] or data_of(name) not in ("digits", "mnist")
+    data, ipc = recipe["data"]["name"], part(name, "ipc")
+    assert data == part(name, "data")
+    assert ipc is None or recipe.budget.ipc == int(ipc)
+    assert "flip" not in recipe["augment"]["ops"] or data not in ("digits", "mnist", "svhn")
+    assert (recipe["parameterization"]["name"] == "lowrank") == (part(name, "lo") is not None)
+    reference = re.match(r"see (\S+)", recipe.about.get("published", ""))
+    assert reference is None or reference[1] in shipped()
 
 
 @pytest.mark.parametrize("name", [name for name in shipped() if "-lo" in name])
 def test_shipped__twins_differ_in_storage_and_at_most_learning_rate(name):
-    low, base = resolve(name).values, resolve(name.replace("-lo", "-")).values
+    low, base = (deepcopy(loaded(n).values) for n in (name, name.replace("-lo", "-")))
     assert low.pop("parameterization")["name"] == "lowrank"
     assert base.pop("parameterization") == {"name": "pixels"}
     for values in (low, base):
         values["condense"].pop("lr")
         values["compare"] = [row for row in values["compare"] if row not in shipped()]
     assert low == base
+
+
+@pytest.mark.parametrize("name", [name for name in shipped() if "-lo" in name and "folder" not in name])
+def test_shipped__low_rank__holds_more_images_than_pixels(name):
+    recipe = loaded(name)
+    known = KNOWN[recipe["data"]["name"]]
+    assert images_per_class(recipe, known.classes, known.shape) > recipe.budget.ipc
+
+
+@pytest.mark.parametrize("name", [name for name in shipped() if name.endswith("-original")])
+def test_shipped__original__has_no_twin_and_starts_from_real_images(name):
+    assert loaded(name)["start"] == {"name": "real"}
+    assert name.replace("-original", "") in shipped()
+    assert not any(other.endswith("-original") and "-lo" in other for other in shipped())
+
+
+@pytest.mark.parametrize("network", ["alexnet-bn", "convnet-bn"])
+def test_shipped__across_architectures(network):
+    recipe = loaded(f"cifar10-lodm-ipc10-{network}")
+    registered, options = VARIANTS[network]
+    assert recipe["network"]["name"] == registered
+    assert recipe["network"]["norm"] == options["norm"] == "batch"
+    names = [name for name, _, _ in networks_of(recipe, (3, 32, 32), 10)]
+    assert names == ["mlp", "convnet", "lenet", "alexnet", "vgg11", "resnet18"]
 
 
 @pytest.mark.parametrize(
@@ -61,10 +111,12 @@ def test_shipped__twins_differ_in_storage_and_at_most_learning_rate(name):
         ("mnist-lodm-ipc10", 8, 1.0, 0),
         ("mnist-lodm-ipc50", 8, 1.0, 0),
         ("tinyimagenet-lodm-ipc10", 4, 1.0, 6),
+        ("svhn-lodm-ipc1", 2, 1.0, 5),
+        ("imagewoof-lodm-ipc50", 8, 10.0, 6),
     ],
 )
 def test_shipped__recorded_settings(name, rank, lr, ops):
-    recipe = resolve(name)
+    recipe = loaded(name)
     assert recipe["parameterization"] == {"name": "lowrank", "rank": rank}
     assert (recipe.condense.lr, recipe.condense.momentum, recipe.condense.episodes) == (lr, 0.5, 20000)
     assert len(recipe["augment"]["ops"]) == ops
@@ -82,15 +134,52 @@ def test_shipped__recorded_settings(name, rank, lr, ops):
         ("cifar100-lodsa-ipc10", 8, (10, 50), 1000, 6),
         ("mnist-lodc-ipc10", 2, (10, 50), 1000, 0),
         ("mnist-lodsa-ipc1", 2, (1, 1), 1000, 5),
+        ("mnist-lodsa-ipc50", 8, (50, 10), 1000, 5),
+        ("mnist-lodc-ipc50", 2, (50, 10), 1000, 0),
+        ("svhn-lodc-ipc10", 2, (10, 50), 300, 0),
     ],
 )
 def test_shipped__recorded_settings_of_gradient_matching(name, rank, loops, epochs, ops):
-    recipe = resolve(name)
+    recipe = loaded(name)
     assert recipe["parameterization"]["rank"] == rank
     assert (recipe.condense.lr, recipe.condense.episodes, recipe.evaluate.epochs) == (0.1, 1000, epochs)
     assert (recipe["objective"]["outer_loop"], recipe["objective"]["inner_loop"]) == loops
     assert len(recipe["augment"]["ops"]) == ops
     assert recipe["objective"]["distance"] == "layerwise"
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "window", "batch", "step_size", "lr", "lr_step", "zca"),
+    [
+        ("cifar10-lomtt-ipc1", 50, (2, 5), None, 0.01, 1000.0, 1e-7, False),
+        ("cifar10-mtt-ipc1-original", 50, (2, 2), None, 0.01, 100.0, 1e-7, True),
+        ("cifar10-mtt-ipc10-original", 30, (2, 20), 100, 0.001, 100.0, 1e-5, True),
+        ("cifar10-mtt-ipc50-original", 30, (2, 40), 500, 0.001, 1000.0, 1e-5, False),
+        ("cifar100-mtt-ipc1-original", 20, (3, 20), 100, 0.01, 1000.0, 1e-5, True),
+        ("cifar100-mtt-ipc10-original", 20, (2, 20), 1000, 0.01, 1000.0, 1e-5, False),
+        ("cifar100-mtt-ipc50-original", 80, (2, 40), 125, 0.01, 1000.0, 1e-5, True),
+        ("tinyimagenet-mtt-ipc1-original", 10, (2, 10), 200, 0.01, 10000.0, 1e-4, False),
+        ("tinyimagenet-mtt-ipc50-original", 20, (2, 40), 300, 0.01, 10000.0, 1e-4, False),
+        ("imagefruit-mtt-ipc10-original", 20, (2, 10), 20, 0.01, 100000.0, 1e-6, False),
+    ],
+)
+def test_shipped__recorded_settings_of_trajectory_matching(name, steps, window, batch, step_size, lr, lr_step, zca):
+    recipe = loaded(name)
+    objective = recipe["objective"]
+    assert (objective["syn_steps"], objective["batch_syn"], objective["step_size"]) == (steps, batch, step_size)
+    assert (objective["expert_epochs"], objective["max_start_epoch"]) == window
+    assert (recipe.condense.lr, recipe.condense.lr_step, recipe.condense.episodes) == (lr, lr_step, 5000)
+    assert (recipe["experts"]["count"], recipe["experts"]["lr"], recipe["experts"]["batch"]) == (100, 0.01, 256)
+    assert recipe["data"]["zca"] is zca
+    assert (recipe["data"]["mean"] is None) is zca
+
+
+@pytest.mark.parametrize("name", [name for name in shipped() if "mtt-" in name])
+def test_shipped__trajectory_matching__batch_is_within_the_set(name):
+    recipe = loaded(name)
+    known = KNOWN[recipe["data"]["name"]]
+    held = known.classes * images_per_class(recipe, known.classes, known.shape)
+    assert (recipe["objective"]["batch_syn"] or 1) <= held
 
 
 def test_resolve__file__keys_over_defaults(tmp_path):

@@ -179,10 +179,13 @@ def _positive(text: str) -> int:
 
 
 def _recipes_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("part", nargs="?", default="", help="only names with this in them, as in cifar10")
+    parser.add_argument("part", nargs="?", default="", help="list the names with this in them, as in cifar10-lodm")
 
 
 def _recipes(options: argparse.Namespace, keys: Values) -> None:
+    if not options.part:
+        _recipes_by_data()
+        return
     rows = []
     for name in shipped():
         if options.part in name:
@@ -192,6 +195,19 @@ def _recipes(options: argparse.Namespace, keys: Values) -> None:
         raise unknown("recipe", options.part, shipped())
     show_table("", ["recipe", "cost", "source"], rows, prose=True)
     print("what a recipe takes on this machine: condensate plan RECIPE")
+
+
+def _recipes_by_data() -> None:
+    """How many recipes of which methods there are for each data set."""
+    names: dict[str, list[str]] = {}
+    for name in shipped():
+        names.setdefault(find(name)[1]["data"]["name"], []).append(name)
+    rows = []
+    for data, those in names.items():
+        methods = dict.fromkeys(name.removeprefix(f"{data}-").split("-")[0] for name in those)
+        rows.append([data, ", ".join(methods), str(len(those))])
+    show_table("", ["data", "methods", "recipes"], rows, prose=True)
+    print("names, cost and source, for instance: condensate recipes cifar10-lodm; all of them: condensate recipes -")
 
 
 def _show_options(parser: argparse.ArgumentParser) -> None:
@@ -406,7 +422,12 @@ def _note(message: Warning | str, *rest: Any, **more: Any) -> None:
 
 
 COMMANDS = {
-    "recipes": Command("List the shipped recipes, with source and cost.", _recipes_options, _recipes, keys=False),
+    "recipes": Command(
+        "Count the shipped recipes, or list those of a name, with source and cost.",
+        _recipes_options,
+        _recipes,
+        keys=False,
+    ),
     "show": Command("Print a recipe in full, as YAML.", _show_options, _show),
     "plan": Command("Say what a recipe will store and take, without an episode of it.", _plan_options, _plan),
     "run": Command("Condense, save, train networks on the result and score them.", _run_options, _run),

@@ -154,7 +154,7 @@ def _experts(recipe: Recipe, shape: Shape, classes: int, data: ImageData | None,
 def _data(recipe: Recipe) -> tuple[Shape, int, int, ImageData | None]:
     """Shape, number of classes, bytes held, and the data; what is not at hand is not fetched."""
     name, path = recipe["data"]["name"], recipe["data"]["path"]
-    if path is None and name in KNOWN and KNOWN[name].hub is not None:
+    if path is None and name in KNOWN and name != "digits":
         return KNOWN[name].shape, KNOWN[name].classes, 0, None
     data: ImageData = assemble.image_data(recipe.with_values(data={"zca": False}), torch.device("cpu"))
     return data.shape, len(data.classes), data.train.raw.numel() + data.test.raw.numel(), data

@@ -2,10 +2,10 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, reduce
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -216,23 +216,41 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Values:
 @cache
 def _shipped() -> dict[str, tuple[Values, dict[str, str]]]:
     """All recipes of the package: name -> (sections, about)."""
-    folder = files("condensate") / "recipes"
-    methods = yaml.safe_load((folder / "methods.yaml").read_text(encoding="utf-8"))
+    found = sorted((files("condensate") / "recipes").iterdir(), key=lambda file: file.name)
+    sheets = {file.name: yaml.safe_load(file.read_text(encoding="utf-8")) for file in found if ".yaml" in file.name}
+    methods = sheets.pop("methods.yaml")
     recipes: dict[str, tuple[Values, dict[str, str]]] = {}
-    for file in sorted(folder.iterdir(), key=lambda file: file.name):
-        if file.name == "methods.yaml" or not file.name.endswith(".yaml"):
-            continue
-        sheet = yaml.safe_load(file.read_text(encoding="utf-8"))
-        for name, cell in sheet["pairs"].items():
-            cell = dict(cell)
-            base, low, about = cell.pop("method"), cell.pop("lo"), cell.pop("about")
-            for method, extra in ((base, {}), (f"lo{base}", low)):
-                values: Values = {}
-                for layer in (sheet["common"], methods[method], cell, extra):
-                    values = merge(values, layer)
-                spoken = {key: text[method] if isinstance(text, dict) else text for key, text in about.items()}
-                recipes[name.replace(f"-{base}", f"-{method}")] = (values, spoken)
+    for sheet in sheets.values():
+        for name, cell in _cells(sheet, methods):
+            base, about, low = cell.pop("method"), cell.pop("about"), cell.pop("lo", {})
+            recipes[name] = cell, _spoken(about, base, cell)
+            if low is not None:
+                twin = name.replace(f"-{base}", f"-lo{base}")
+                recipes[twin] = merge(merge(cell, methods["lo"]), low), _spoken(about, f"lo{base}", cell)
     return recipes
+
+
+def _cells(sheet: Values, methods: Values) -> Iterator[tuple[str, Values]]:
+    """The base recipes of a data set's sheet by name, with ``method``, ``about`` and ``lo`` among their sections.
+
+    A name with {data} in it stands for every data set of the sheet's ``sets``, one with {ipc} for every budget of its
+    own ``ipc``. What is said of fewer recipes goes over what is said of more; ``lo`` holds what only the twin takes,
+    null where there is none.
+    """
+    for name, pair in sheet["pairs"].items():
+        shared = {key: content for key, content in pair.items() if key != "ipc"}
+        method = {key: content for key, content in methods[pair["method"]].items() if key != "ipc"}
+        for name_of_data, own in sheet.get("sets", {"": {}}).items():
+            for ipc, narrow in pair.get("ipc", {None: {}}).items():
+                budget = {"budget": {"ipc": ipc}} | methods[pair["method"]].get("ipc", {}).get(ipc, {})
+                layers = [sheet["common"], own, method, budget, shared, narrow]
+                yield name.format(data=name_of_data, ipc=ipc), reduce(merge, layers, {})
+
+
+def _spoken(about: Values, method: str, sections: Values) -> dict[str, str]:
+    """What a sheet says of one method's recipe; a text may differ by method, and a number not given is not held."""
+    texts = {k: text.get(method, "not held") if isinstance(text, dict) else text for k, text in about.items()}
+    return {key: str(text).format(ipc=sections["budget"]["ipc"]) for key, text in texts.items()}
 
 
 def shipped() -> list[str]:

@@ -33,6 +33,7 @@ from condensate.whitening import file_name
 
 SCHEMA = 1
 FULL = "full"
+SMOKED_SIDE = 64  # pixels; larger images are cut to this in a smoke run
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def check_free(folder: Path) -> None:
 
 
 def smoked(recipe: Recipe) -> Recipe:
-    """The recipe at toy size."""
+    """The recipe at toy size: narrow, few images, scored on its own network alone."""
     network = {"width": 8} if "width" in recipe["network"] else {}
     toy: Values = {
         "batch_real": 4,
@@ -89,6 +90,7 @@ def smoked(recipe: Recipe) -> Recipe:
     toy |= {"batch_syn": None, "experts_per_step": 1}
     experts = {} if recipe.experts is None else {"experts": {"count": 1, "epochs": None}}
     return recipe.with_values(
+        budget={} if recipe["budget"]["ipc"] is None else {"ipc": 1},
         network=network,
         objective={key: value for key, value in toy.items() if key in recipe["objective"]},
         **experts,
@@ -141,7 +143,9 @@ def prepare(recipe: Recipe, session: Session) -> Run:
     if session.smoke:
         name = recipe["data"]["name"]
         recipe = smoked(recipe)
-        data = assemble.random_data(KNOWN[name].shape if name in KNOWN else (3, 32, 32), session.device)
+        channels, *sides = KNOWN[name].shape if name in KNOWN else (3, 32, 32)
+        height, width = (min(side, SMOKED_SIDE) for side in sides)
+        data = assemble.random_data((channels, height, width), session.device)
     else:
         if recipe["data"]["path"] is not None:  # so that the run can be resumed from any folder
             recipe = recipe.with_values(data={"path": str(Path(recipe["data"]["path"]).expanduser().resolve())})
@@ -500,7 +504,7 @@ def _fraction(recipe: Recipe) -> float | None:
     """Share of the shipped recipe's episodes; None for a recipe of the user's."""
     if recipe.name not in shipped() or not recipe.condense.episodes:
         return None
-    return recipe.condense.episodes / resolve(recipe.name).condense.episodes
+    return recipe.condense.episodes / int(find(recipe.name)[1]["condense"]["episodes"])
 
 
 def _peak_bytes(device: torch.device) -> int:

@@ -97,6 +97,11 @@ def test_known__digits__agree_with_what_is_loaded():
     assert len(load().classes) == KNOWN["digits"].classes
 
 
+def test_known__subset_of_imagenet__needs_a_copy_and_names_its_classes():
+    with pytest.raises(UserError, match=r"imagenette comes from .*--data.path DIR.* are 0, 217, 482"):
+        load("imagenette")
+
+
 # Parquet
 
 

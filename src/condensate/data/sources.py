@@ -19,7 +19,7 @@ class Known:
     Attributes:
         shape: Of one image, (C, H, W).
         classes: Number of classes.
-        hub: Name on the Hugging Face hub; None for what comes with a package.
+        hub: Name on the Hugging Face hub; None for what comes with a package or is the user's own copy.
         config: Which of several variants on the hub.
         image: Column of the images.
         label: Column of the labels.
@@ -37,6 +37,16 @@ class Known:
     test: str = "test"
 
 
+# Ten classes each, by their numbers in ImageNet-1k (sorted WordNet ids). Cazenavette et al., CVPR 2022.
+IMAGENET_SUBSETS = {
+    "imagenette": (0, 217, 482, 491, 497, 566, 569, 571, 574, 701),
+    "imagewoof": (193, 182, 258, 162, 155, 167, 159, 273, 207, 229),
+    "imagemeow": (281, 282, 283, 284, 285, 291, 292, 290, 289, 287),
+    "imagesquawk": (84, 130, 88, 144, 145, 22, 96, 9, 100, 89),
+    "imagefruit": (953, 954, 949, 950, 951, 957, 952, 945, 943, 948),
+    "imageyellow": (309, 986, 954, 951, 987, 779, 599, 291, 72, 11),
+}
+
 KNOWN = {
     "digits": Known((1, 8, 8), 10, None),
     "mnist": Known((1, 28, 28), 10, "ylecun/mnist"),
@@ -45,7 +55,7 @@ KNOWN = {
     "cifar10": Known((3, 32, 32), 10, "uoft-cs/cifar10", image="img"),
     "cifar100": Known((3, 32, 32), 100, "uoft-cs/cifar100", image="img", label="fine_label"),
     "tinyimagenet": Known((3, 64, 64), 200, "zh-plus/tiny-imagenet", test="valid"),
-}
+} | {name: Known((3, 128, 128), 10, None) for name in IMAGENET_SUBSETS}
 
 
 def named(name: str) -> Source:
@@ -54,6 +64,12 @@ def named(name: str) -> Source:
     Raises:
         UserError: If there is none, or it cannot be had.
     """
+    if name in IMAGENET_SUBSETS:
+        numbers = ", ".join(map(str, IMAGENET_SUBSETS[name]))
+        raise UserError(
+            f"{name} comes from your own copy of ImageNet: --data.path DIR with train/<class>/* and val/<class>/* "
+            f"of its classes; in the order of ImageNet's folders, counted from 0, these are {numbers}"
+        )
     known = KNOWN.get(name)
     if known is not None and known.hub is not None:
         columns = (known.image,), (known.label,)
