@@ -272,6 +272,23 @@ def test_evaluate__networks_by_name_variant_and_list(capsys, tmp_path):
     )
 
 
+def test_dc_augmentation__trains_networks_and_stands_in_the_result(capsys, tmp_path):
+    keys = ["--evaluate.augmentation", "dc", "--evaluate.ops", "crop,scale,rotate", "--evaluate.epochs", "2"]
+    assert main(["run", "digits-dm", *QUICK, *keys, "--compare", "[full]", "--out", "here"]) == 0
+    for folder in (tmp_path / "here", tmp_path / "here" / "compare" / "full"):
+        (entry,) = json.loads((folder / "result.json").read_text())["evaluation"]
+        assert (entry["augmentation"], entry["augment"]) == ("dc", ["crop", "scale", "rotate"])
+    assert main(["evaluate", "here", "--evaluate.ops", "noise", "--out", "s.json"]) == 0
+    (entry,) = json.loads((tmp_path / "s.json").read_text())["evaluation"]
+    assert (entry["augmentation"], entry["augment"]) == ("dc", ["noise"])
+    capsys.readouterr()
+    assert "known: crop, noise, rotate, scale" in fails(capsys, "evaluate", "here", "--evaluate.ops", "flip")
+
+    assert main(["run", "digits-dm", *QUICK, "--compare", "[]", "--out", "dsa"]) == 0
+    plain = load(tmp_path / "dsa").parameterization.stored()
+    assert all(torch.equal(t, plain[k]) for k, t in load(tmp_path / "here").parameterization.stored().items())
+
+
 @pytest.mark.filterwarnings("default")
 def test_own_folder__condensed_in_one_call(capsys, tmp_path):
     folder_of_images(tmp_path / "photos")
@@ -327,6 +344,11 @@ def test_own_folder__condensed_in_one_call(capsys, tmp_path):
         (["run", "digits-lodm", "--start.pixel_std", "-2", "--start.name", "noise"], "start.pixel_std must be above 0"),
         (["run", "digits-lodm", "--objective.name", "dm,x"], "unknown objective"),
         (["run", "digits-lodm", "--augment.ops", "flip,@x"], "cannot read the value"),
+        (["run", "digits-lodm", "--evaluate.augmentation", "dca"], "evaluate.augmentation"),
+        (
+            ["run", "digits-lodm", "--evaluate.augmentation", "dc", "--evaluate.ops", "crop,cutout"],
+            "unknown operator of dc augmentation 'cutout'",
+        ),
         (["run", "digits-lodm", "--data.path", "2024"], "2024"),
         (["evaluate", "q[/b]"], "no synthetic data set at q[/b]"),
         (["run", "--resume", "nowhere"], "nowhere holds no run to go on with"),

@@ -9,7 +9,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from condensate import Augment, ImageData, Network, Score, Streams, UserError, build_network, evaluate, evaluation, fit
+from condensate import (
+    Augment,
+    ClassicAugment,
+    ImageData,
+    Network,
+    Score,
+    Streams,
+    UserError,
+    build_network,
+    evaluate,
+    evaluation,
+    fit,
+)
 from condensate.training import Examples, Held, accuracy
 
 SMALL: dict[str, Any] = {"network_options": {"width": 8, "depth": 2}, "epochs": 2}
@@ -37,7 +49,19 @@ def test_evaluate__scores_as_many_networks_as_asked_for(toy_data: ImageData):
     assert len(found.accuracies) == 3
     assert len(set(found.accuracies)) > 1
     assert all(0 <= a <= 1 for a in found.accuracies)
-    assert score(toy_data, 1).augment == ()
+    assert found.augmentation == "dsa"
+    for none in (score(toy_data, 1), score(toy_data, 1, augment=Augment(()))):
+        assert (none.augmentation, none.augment) == (None, ())
+
+
+def test_evaluate__under_dc_augmentation__says_so_and_scores_otherwise(toy_data: ImageData):
+    plain, dsa, dc, again = (
+        score(toy_data, 3, augment=augment, epochs=8)
+        for augment in (None, Augment(("crop", "scale", "rotate")), ClassicAugment(crop=1), ClassicAugment(crop=1))
+    )
+    assert (dc.augmentation, dc.augment) == ("dc", ("crop", "scale", "rotate"))
+    assert dc == again
+    assert len({plain.accuracies, dsa.accuracies, dc.accuracies}) == 3
 
 
 def test_evaluate__each_network_is_trained_from_its_own_stream_and_scored_at_the_end(

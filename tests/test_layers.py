@@ -10,7 +10,7 @@ ROOT = Path(condensate.__file__).parent
 LAYERS = [
     {"errors", "atomic"},
     {"streams", "whitening"},
-    {"augment", "networks", "compute"},
+    {"augment", "classic", "networks", "compute"},
     {"data", "parameterizations", "training"},
     {"synthetic", "coresets", "experts"},
     {"starts"},

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from condensate import Compute, UserError
-from condensate.assemble import images_per_class, networks_of
+from condensate.assemble import images_per_class, networks_of, training_augment
 from condensate.data import KNOWN
 from condensate.networks import VARIANTS
 from condensate.recipe import Recipe, complete, find, merge, resolve, shipped
@@ -205,6 +205,12 @@ def test_resolve__file__keys_over_defaults(tmp_path):
         ({"network": {"name": "convent"}}, "unknown network 'convent'; did you mean 'convnet'"),
         ({"start": {"name": "reel"}}, "unknown start 'reel'; did you mean 'real'"),
         ({"augment": {"ops": ["colour"]}}, "unknown augmentation 'colour'; did you mean 'color'"),
+        ({"evaluate": {"ops": ["colour"]}}, "unknown augmentation 'colour'; did you mean 'color'"),
+        (
+            {"evaluate": {"augmentation": "dc", "ops": ["crop", "flip"]}},
+            "unknown operator of dc augmentation 'flip'; known: crop, noise, rotate, scale",
+        ),
+        ({"evaluate": {"augmentation": "dca"}}, r"evaluate.augmentation.*'dsa', 'dc'.*dca"),
         ({"condense": {"lr": "fast"}}, r"condense.lr.*float.*fast"),
         ({"condense": {"episodes": 2.5}}, r"condense.episodes.*int.*2.5"),
         ({"condense": {"lr": -1}}, r"lr > 0.*-1"),
@@ -247,6 +253,23 @@ def test_merge__changed_name__drops_the_keys_of_the_old_one():
     merged = merge(base, {"parameterization": {"name": "pixels"}, "condense": {"lr": 3}})
     assert merged == {"parameterization": {"name": "pixels"}, "condense": {"lr": 3, "episodes": 2}}
     assert base["parameterization"]["rank"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "ops"),
+    [
+        ({}, "dsa", ["color", "crop", "cutout", "scale", "rotate"]),
+        ({"ops": ["flip"]}, "dsa", ["flip"]),
+        ({"augmentation": "dc"}, "dc", ["crop", "scale", "rotate"]),
+        ({"augmentation": "dc", "ops": ["noise", "crop"]}, "dc", ["noise", "crop"]),
+        ({"augmentation": "dc", "ops": []}, "dc", []),
+    ],
+)
+def test_evaluate__augmentation__with_its_own_operators(changes, name, ops):
+    matched = {"augment": {"ops": ["color", "crop", "cutout", "scale", "rotate"], "rotate": 3.0}}
+    augment = training_augment(resolve("digits-lodm", matched | {"evaluate": changes}))
+    assert (augment.name, list(augment.ops)) == (name, ops)
+    assert augment.rotate == (3.0 if name == "dsa" else 45)
 
 
 def test_compute__defaults_of_library_and_recipe__agree_on_chunk():

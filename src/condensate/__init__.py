@@ -3,6 +3,7 @@
 __version__ = "0.1.0"
 
 from condensate.augment import Augment
+from condensate.classic import ClassicAugment
 from condensate.compute import Compute
 from condensate.data import ImageData, from_arrays
 from condensate.data import load as load_data
@@ -20,6 +21,7 @@ from condensate.whitening import Whitening
 
 __all__ = [
     "Augment",
+    "ClassicAugment",
     "Compute",
     "ConvNet",
     "DistributionMatching",

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from condensate import __version__
 from condensate.augment import Augment
+from condensate.classic import ClassicAugment
 from condensate.compute import Compute, ComputeOptions
 from condensate.coresets import embed
 from condensate.data import ImageData, Split, from_arrays, load
@@ -29,7 +30,7 @@ from condensate.recipe import Recipe, Values, resolve, shipped
 from condensate.starts import STARTS
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset, class_major
-from condensate.training import fit
+from condensate.training import Augmentation, fit
 
 # What a comparison row changes of its recipe; with no episode, a start from real images is a baseline.
 BASELINES: dict[str, dict[str, Any]] = {
@@ -223,12 +224,12 @@ def compute(recipe: Recipe, device: torch.device) -> Compute:
     return ComputeOptions(**recipe["compute"]).resolve(device, 0.0)
 
 
-def training_augment(recipe: Recipe) -> Augment:
-    """The augmentation networks are trained with."""
-    options = recipe["augment"]
-    if recipe.evaluate.ops is not None:
-        options["ops"] = recipe.evaluate.ops
-    return Augment(**options)
+def training_augment(recipe: Recipe) -> Augmentation:
+    """The augmentation networks are trained with: on a synthetic set, on all data, and for a coreset's features."""
+    ops = recipe.evaluate.ops
+    if recipe.evaluate.augmentation == "dc":
+        return ClassicAugment() if ops is None else ClassicAugment(ops)
+    return Augment(**(recipe["augment"] | ({} if ops is None else {"ops": ops})))
 
 
 def scoring_split(recipe: Recipe, data: ImageData) -> Split:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -127,6 +127,8 @@ class Augment:
         contrast: The factor of each value's distance to the image's mean is uniform from contrast to 1 + contrast.
     """
 
+    name: ClassVar[str] = "dsa"
+
     ops: Sequence[str] = OPS
     _: KW_ONLY
     flip: float = 0.5
@@ -197,3 +199,7 @@ class Augment:
         from_y = torch.stack((angle.sin() * scale_x, angle.cos() * scale_y, down), 1)
         theta, color = torch.stack((from_x, from_y), 1), torch.stack((brightness, saturation, contrast), 1)
         return Transform(theta, color, torch.stack(bounds, 1), (height, width), identity=not self.ops)
+
+    def unpaired(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """The images, drawn for anew as networks are trained, with one operator a batch: (n, C, H, W) as they came."""
+        return self.draw(generator, len(images), (images.shape[2], images.shape[3]), shared_op=True)(images)

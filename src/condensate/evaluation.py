@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 
-from condensate.augment import Augment
 from condensate.errors import UserError
 from condensate.networks import build
 from condensate.streams import Streams
-from condensate.training import Examples, Held, accuracy, fit
+from condensate.training import Augmentation, Examples, Held, accuracy, fit
 
 HELD_BYTES = 2**28
 
@@ -25,12 +24,14 @@ class Score:
         epochs: How long each was trained.
         augment: Operators they were trained with.
         accuracies: One a network.
+        augmentation: Whose operators they are, as in the recipe; None without any.
     """
 
     network: str
     epochs: int
     augment: tuple[str, ...]
     accuracies: tuple[float, ...]
+    augmentation: str | None = None
 
     @property
     def mean(self) -> float:
@@ -54,7 +55,7 @@ def evaluate(
     repeats: int = 20,
     epochs: int = 1000,
     lr: float = 0.01,
-    augment: Augment | None = None,
+    augment: Augmentation | None = None,
     done: Sequence[float] = (),
     after: Callable[[Sequence[float]], None] | None = None,
 ) -> Score:
@@ -88,4 +89,5 @@ def evaluate(
         accuracies.append(accuracy(trained, test))
         if after:
             after(accuracies)
-    return Score(network, epochs, tuple(augment.ops) if augment else (), tuple(accuracies))
+    ops = tuple(augment.ops) if augment else ()
+    return Score(network, epochs, ops, tuple(accuracies), augment.name if augment and ops else None)

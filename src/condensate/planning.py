@@ -208,8 +208,7 @@ def _measure(recipe: Recipe, shape: Shape, classes: int, batch: int, device: tor
     generator = Streams(0, device)("rates")
 
     def training() -> None:
-        transform = augment.draw(generator, batch, (shape[1], shape[2]), shared_op=True)
-        cross_entropy(net(transform(few)), labels).backward()
+        cross_entropy(net(augment.unpaired(few, generator)), labels).backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -15,6 +15,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from condensate import data
 from condensate.augment import Augment
+from condensate.classic import ClassicAugment
 from condensate.compute import ComputeOptions
 from condensate.errors import UserError, unknown
 from condensate.experts import ExpertOptions
@@ -95,7 +96,8 @@ class Evaluate:
         epochs: Passes over the synthetic set.
         epochs_full: Passes over the full training set, for the row "full".
         lr: Learning rate; null is the learned step size if there is one, else 0.01.
-        ops: Augmentation operators while training; null for the recipe's own.
+        augmentation: While training: dsa, one operator a batch as in section augment, or dc, one an image.
+        ops: Its operators; null is the recipe's own of dsa, and crop, scale and rotate of dc.
         split: Which real images score: test, or validation, on which choices are made.
     """
 
@@ -104,6 +106,7 @@ class Evaluate:
     epochs: int = 1000
     epochs_full: int = 100
     lr: float | None = None
+    augmentation: Literal["dsa", "dc"] = "dsa"
     ops: list[str] | None = None
     split: Literal["test", "validation"] = "test"
 
@@ -113,6 +116,8 @@ class Evaluate:
             raise UserError("evaluate needs at least one network, repeat and epoch")
         if self.lr is not None and not 0 < self.lr < math.inf:
             raise UserError(f"evaluate.lr must be above 0 and finite, got {self.lr}")
+        if self.ops is not None:
+            {"dsa": Augment, "dc": ClassicAugment}[self.augmentation](self.ops)
 
 
 # A section of a recipe is the keywords of one of these...

@@ -453,6 +453,7 @@ def as_json(score: Score) -> Values:
     return {
         "network": score.network,
         "epochs": score.epochs,
+        "augmentation": score.augmentation,
         "augment": list(score.augment),
         "accuracies": list(score.accuracies),
         "mean": score.mean,

@@ -1,6 +1,6 @@
 """The one loop that trains networks: on synthetic sets, on real data, for experts and for replay."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
-from condensate.augment import Augment
 from condensate.errors import UserError
 from condensate.networks import Network
 
@@ -26,6 +25,21 @@ class Examples(Protocol):
 
     def images(self, index: Tensor | None = None) -> Tensor:
         """Normalised images at ``index``, all if None: (k,) -> (k, C, H, W)."""
+
+
+class Augmentation(Protocol):
+    """What changes the images a network is trained on."""
+
+    @property
+    def name(self) -> str:
+        """Which augmentation, as recipes name it."""
+
+    @property
+    def ops(self) -> Sequence[str]:
+        """Its operators."""
+
+    def unpaired(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """The images of a batch, drawn for anew: (n, C, H, W) -> (n, C, H, W)."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +74,7 @@ def fit(
     weight_decay: float = 5e-4,
     batch: int = 256,
     drop: bool = True,
-    augment: Augment | None = None,
+    augment: Augmentation | None = None,
     after_epoch: Callable[[int], None] | None = None,
 ) -> None:
     """Train a network in place by SGD on cross-entropy.
@@ -79,7 +93,7 @@ def fit(
         weight_decay: Of SGD, on all parameters.
         batch: Images a step.
         drop: Whether to divide the learning rate by ten after ``epochs // 2`` epochs.
-        augment: Drawn anew for every batch: one operator a batch, its parameters per image.
+        augment: Drawn anew for every batch.
         after_epoch: Called with the epoch's number, from 0, after each.
     """
     optimizer = SGD(network.parameters(), lr, momentum, weight_decay=weight_decay, fused=True)
@@ -92,8 +106,7 @@ def fit(
         for index in order.split(batch):
             images = examples.images(index)
             if augment:
-                transform = augment.draw(generator, len(index), (images.shape[2], images.shape[3]), shared_op=True)
-                images = transform(images)
+                images = augment.unpaired(images, generator)
             loss = cross_entropy(network(images.detach()), examples.labels[index].detach())
             loss.backward()
             optimizer.step()
