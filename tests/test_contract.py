@@ -49,9 +49,9 @@ def recipe(objective: str, storage: str, network: str, start: str, **options):
     return complete("toy", values | ({"experts": {"count": 1}} if objective == "mtt" else {}))
 
 
-def carried_out(made, shape, folder, monkeypatch) -> None:
+def carried_out(made, shape, folder, monkeypatch, classes: int = 2) -> None:
     """Run it in its folder on random images of a shape; every stored number is finite and has moved."""
-    data = random_data(shape, torch.device("cpu"), classes=2, each=16)
+    data = random_data(shape, torch.device("cpu"), classes=classes, each=16)
     monkeypatch.setattr(runs.assemble, "image_data", lambda recipe, device: data)
     if made.experts is not None:
         made = made.with_values(experts={"store": str(folder / "store")})
@@ -90,3 +90,9 @@ def test_run__any_objective_and_storage_from_real_images(objective, storage, sta
 @pytest.mark.parametrize(("objective", "norm"), [*product(OBJECTIVES, NORMS)])
 def test_run__any_objective_under_any_normalisation(objective, norm, tmp_path, monkeypatch):
     carried_out(recipe(objective, "pixels", "convnet", "noise", norm=norm), (3, 8, 8), tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(("objective", "norm"), [*product(OBJECTIVES, ["instance", "batch"])])
+def test_run__hundred_classes_of_rank_one_on_images_that_are_not_square(objective, norm, tmp_path, monkeypatch):
+    made = recipe(objective, "lowrank", "convnet", "noise", norm=norm)
+    carried_out(made, (1, 6, 10), tmp_path, monkeypatch, classes=100)
