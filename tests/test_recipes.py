@@ -90,6 +90,14 @@ def test_shipped__original__has_no_twin_and_starts_from_real_images(name):
     assert not any(other.endswith("-original") and "-lo" in other for other in shipped())
 
 
+def test_shipped__scored_under_dcs_augmentation__only_where_published():
+    dc = {name for name in shipped() if loaded(name).evaluate.augmentation == "dc"}
+    ipcs = {"dm": (10, 50), "dc": (1, 10, 50)}
+    assert dc == {f"mnist-{lo}{method}-ipc{ipc}" for method in ipcs for ipc in ipcs[method] for lo in ("", "lo")}
+    assert all(loaded(name).evaluate.ops == ["crop", "scale", "rotate"] for name in dc)
+    assert all(loaded(name).evaluate.epochs == 1000 for name in dc)
+
+
 @pytest.mark.parametrize("network", ["alexnet-bn", "convnet-bn"])
 def test_shipped__across_architectures(network):
     recipe = loaded(f"cifar10-lodm-ipc10-{network}")
