@@ -27,7 +27,7 @@ from condensate.console import show_table, size
 from condensate.data import ImageData
 from condensate.objectives import DistributionMatching, GradientMatching, Objective, TrajectoryMatching
 from condensate.recipe import resolve
-from condensate.runs import environment
+from condensate.records import environment
 
 WAYS = {
     "ours, float32": Compute(compiled=True, precision=torch.float32),

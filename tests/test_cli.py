@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from condensate import LowRank, Streams, SyntheticDataset, class_major, cli, load, load_data, runs
+from condensate import LowRank, Streams, SyntheticDataset, class_major, cli, load, load_data, scoring
 from condensate.cli import main
 from condensate.recipe import shipped
+from condensate.rows import Row
 
 QUICK = [
     "--network.width", "8", "--network.depth", "1", "--objective.batch_real", "8", "--condense.episodes", "2",
@@ -146,13 +147,13 @@ def files(folder) -> dict[str, bytes]:
 
 
 def test_zca__run_with_all_rows_resumed_and_evaluated(capsys, tmp_path, monkeypatch):
-    rows = ["--compare", "digits-lodm,random,random-uint8,herding,k-centre,full"]
-    assert main(["run", *ZCA, *rows, "--out", "whole"]) == 0
+    compared = ["--compare", "digits-lodm,random,random-uint8,herding,k-centre,full"]
+    assert main(["run", *ZCA, *compared, "--out", "whole"]) == 0
     with monkeypatch.context() as patch:  # stopped after the first episode, its checkpoint written
-        kept = runs._Row.save
-        patch.setattr(runs._Row, "save", lambda *a: (kept(*a), 1 / 0))
+        kept = Row.save
+        patch.setattr(Row, "save", lambda *a: (kept(*a), 1 / 0))
         with pytest.raises(ZeroDivisionError):
-            main(["run", *ZCA, *rows, "--out", "parts"])
+            main(["run", *ZCA, *compared, "--out", "parts"])
     assert main(["run", "--resume", "parts"]) == 0
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
     results = {row: json.loads((tmp_path / row / "result.json").read_text()) for row in ("whole", "parts")}
@@ -207,8 +208,8 @@ def test_zca__evaluate_on_other_images__are_seen_through_the_whitening_of_the_se
     few = ["--network.width", "8", "--network.depth", "1", "--condense.episodes", "0", "--compare", "[]"]
     few += ["--evaluate.repeats", "1", "--evaluate.epochs", "1", "--data.zca", "true", "--data.path", "one"]
     assert main(["run", "folder-dm-ipc1", *few, "--out", "run"]) == 0
-    seen, original = [], runs.evaluate
-    monkeypatch.setattr(runs, "evaluate", lambda *a, **k: (seen.append(a[1].images()), original(*a, **k))[1])
+    seen, original = [], scoring.evaluate
+    monkeypatch.setattr(scoring, "evaluate", lambda *a, **k: (seen.append(a[1].images()), original(*a, **k))[1])
     monkeypatch.setattr("condensate.data.cache.fit", lambda *_: 1 / 0)  # none is fitted to the other images
     assert main(["evaluate", "run", "--data.path", "two"]) == 0
     assert main(["evaluate", "run", "--data.path", "two", "--data.zca", "true"]) == 0

@@ -10,8 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from condensate import load, runs
-from condensate.assemble import random_data
+from condensate import Streams, assemble, load, rows, runs
 from condensate.console import Display
 from condensate.networks import NETWORKS
 from condensate.objectives import OBJECTIVES
@@ -51,14 +50,14 @@ def recipe(objective: str, storage: str, network: str, start: str, **options):
 
 def carried_out(made, shape, folder, monkeypatch, classes: int = 2) -> None:
     """Run it in its folder on random images of a shape; every stored number is finite and has moved."""
-    data = random_data(shape, torch.device("cpu"), classes=classes, each=16)
-    monkeypatch.setattr(runs.assemble, "image_data", lambda recipe, device: data)
+    data = assemble.random_data(shape, torch.device("cpu"), classes=classes, each=16)
+    monkeypatch.setattr(assemble, "image_data", lambda recipe, device: data)
     if made.experts is not None:
         made = made.with_values(experts={"store": str(folder / "store")})
-    session = runs.Session(torch.device("cpu"), Display(Console(file=io.StringIO())), {})
+    session = rows.Session(torch.device("cpu"), Display(Console(file=io.StringIO())), {})
     result = runs.prepare(made, session).at(folder, 0).run()["toy"]
     assert 0 <= result["evaluation"][0]["mean"] <= 1
-    started = runs.assemble.start(made, data, runs.Streams(0)).stored()
+    started = assemble.start(made, data, Streams(0)).stored()
     for name, tensor in load(folder).stored().items():
         assert bool(tensor.isfinite().all())
         if name != "step_size":

@@ -19,7 +19,9 @@ LAYERS = [
     {"recipe"},
     {"assemble"},
     {"pictures", "console"},
-    {"runs", "planning"},
+    {"records", "scoring", "planning"},
+    {"rows"},
+    {"runs"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from condensate import UserError, load, runs
+from condensate import Pixels, Streams, SyntheticDataset, UserError, load, records, rows, runs, scoring
 from condensate.console import Display
 from condensate.recipe import Recipe, resolve, shipped
 
@@ -22,8 +22,8 @@ TINY = {
 }
 
 
-def session(changes=None, smoke=False) -> runs.Session:
-    return runs.Session(DEVICE, Display(Console(file=io.StringIO())), changes or {}, smoke)
+def session(changes=None, smoke=False) -> rows.Session:
+    return rows.Session(DEVICE, Display(Console(file=io.StringIO())), changes or {}, smoke)
 
 
 def tiny(name: str = "digits-lodm", **changes) -> Recipe:
@@ -77,7 +77,7 @@ def test_run__what_is_scored_is_what_is_saved(tmp_path):
     artefact = tmp_path / "synthetic.safetensors"
     assert results["digits-lodm"]["artefact_sha256"] == sha256(artefact.read_bytes()).hexdigest()
     data = runs.assemble.image_data(tiny(), DEVICE)
-    scores = runs.score(tiny(), load(artefact), data, runs.Streams(0), session().display)
+    scores = scoring.score(tiny(), load(artefact), data, Streams(0), session().display)
     assert list(scores[0].accuracies) == results["digits-lodm"]["evaluation"][0]["accuracies"]
 
 
@@ -119,12 +119,12 @@ def test_resume__stopped_anywhere__equals_uninterrupted(tmp_path, monkeypatch, m
             original = matching.episode
             patch.setattr(matching, "episode", lambda *a: stop() if a[2] == 5 else original(*a))
         elif moment == "save":
-            patch.setattr(runs, "save_grid", stop)
+            patch.setattr(rows, "save_grid", stop)
         elif moment == "evaluate":  # after the first network
-            kept = runs._Row.keep
-            patch.setattr(runs._Row, "keep", lambda *a: (kept(*a), stop()))
+            kept = rows.Row.keep
+            patch.setattr(rows.Row, "keep", lambda *a: (kept(*a), stop()))
         else:
-            patch.setattr(runs._Row, "result", stop)
+            patch.setattr(rows.Row, "result", stop)
         with pytest.raises(Stopped):
             ready.run()
     assert not (tmp_path / "parts" / "result.json").exists()
@@ -144,7 +144,7 @@ def test_resume__same_and_a_network_of_its_name__keep_their_own_scores(tmp_path,
     whole = carried_out(recipe, tmp_path / "whole")["digits-lodm"]["evaluation"]
     ready = runs.prepare(recipe, session(TINY)).at(tmp_path / "parts", 0)
     with monkeypatch.context() as patch:  # stopped when all is scored
-        patch.setattr(runs._Row, "result", lambda *a: 1 / 0)
+        patch.setattr(rows.Row, "result", lambda *a: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             ready.run()
     resumed = runs.reopen(tmp_path / "parts", DEVICE, session().display).run()["digits-lodm"]["evaluation"]
@@ -230,7 +230,7 @@ def test_file__named_like_a_baseline_or_shipped_recipe__filed_under_another_name
     file.write_text(tiny().dump())
     recipe = resolve(str(file))
     assert recipe.name == f"{name}-file"
-    assert runs._fraction(recipe) is None
+    assert records.fraction(recipe) is None
 
 
 @pytest.mark.parametrize(
@@ -254,8 +254,8 @@ def test_run__damaged_file_in_the_folder__named(tmp_path):
 
 def test_evaluation__every_key_arrives(monkeypatch, tmp_path):
     seen = []
-    original = runs.evaluate
-    monkeypatch.setattr(runs, "evaluate", lambda *a, **k: (seen.append((a, k)), original(*a, **k))[1])
+    original = scoring.evaluate
+    monkeypatch.setattr(scoring, "evaluate", lambda *a, **k: (seen.append((a, k)), original(*a, **k))[1])
     changes = {
         "evaluate": {"lr": 0.02, "ops": ["crop"], "split": "validation", "epochs": 3},
         "data": {"validation": 0.5},
@@ -273,13 +273,13 @@ def test_evaluation__every_key_arrives(monkeypatch, tmp_path):
 
 def test_condensation__every_key_arrives(monkeypatch, tmp_path):
     seen = {}
-    original = runs.condense
+    original = rows.condense
 
     def spy(synthetic, objective, **keywords):
         seen.update(keywords, ops=objective.augment.ops, batch=objective.batch_real)
         original(synthetic, objective, **keywords)
 
-    monkeypatch.setattr(runs, "condense", spy)
+    monkeypatch.setattr(rows, "condense", spy)
     carried_out(tiny(condense={"momentum": 0.25, "lr": 0.125}, augment={"ops": ["scale"]}), tmp_path)
     assert (seen["momentum"], seen["lr"], seen["episodes"], seen["start"]) == (0.25, 0.125, 6, 0)
     assert list(seen["ops"]) == ["scale"]
@@ -287,11 +287,11 @@ def test_condensation__every_key_arrives(monkeypatch, tmp_path):
 
 
 def test_learned_step_size__trains_networks_unless_a_rate_is_given():
-    stored = runs.PARAMETERIZATIONS["pixels"](2, (1, 8, 8))
-    learned = runs.SyntheticDataset(stored, torch.arange(2), step_size=0.125)
-    assert runs._learning_rate(None, learned) == 0.125
-    assert runs._learning_rate(0.5, learned) == 0.5
-    assert runs._learning_rate(None, runs.SyntheticDataset(stored, torch.arange(2))) == 0.01
+    stored = Pixels(2, (1, 8, 8))
+    learned = SyntheticDataset(stored, torch.arange(2), step_size=0.125)
+    assert scoring.learning_rate(None, learned) == 0.125
+    assert scoring.learning_rate(0.5, learned) == 0.5
+    assert scoring.learning_rate(None, SyntheticDataset(stored, torch.arange(2))) == 0.01
 
 
 def test_random_uint8__is_real_images_exactly(tmp_path):

@@ -20,6 +20,9 @@ from condensate.console import Display, duration, percent, show_table, size
 from condensate.errors import UserError, unknown
 from condensate.planning import ExpertPlan, plan
 from condensate.recipe import Recipe, Values, complete, describe_keys, find, merge, shipped
+from condensate.records import as_json, environment
+from condensate.rows import Session
+from condensate.scoring import score
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset, load
 
@@ -273,7 +276,7 @@ def _run(options: argparse.Namespace, keys: Values) -> None:
         if not options.recipe:
             raise UserError(f"run needs a RECIPE, as in: condensate run {DEFAULT_RECIPE}; list: condensate recipes")
         recipe, changes = _recipe(options.recipe, keys)
-        session = runs.Session(device, display, changes, options.smoke)
+        session = Session(device, display, changes, options.smoke)
         if options.out:
             runs.check_free(options.out)
         first = runs.prepare(recipe, session)  # whatever is wrong shows before anything is written
@@ -296,19 +299,19 @@ def _show_results(title: str, results: Sequence[dict[str, Values]]) -> None:
     """The rows of a run, over its seeds."""
     rows = []
     for row, first in results[0].items():
-        for number, score in enumerate(first["evaluation"]):
+        for number, scored in enumerate(first["evaluation"]):
             means = [result[row]["evaluation"][number]["mean"] for result in results]
             stored = first["stored"]
             over_seeds = [f"{percent(mean(means), stdev(means))}", str(len(means))] if len(means) > 1 else []
             rows.append(
                 [
                     row,
-                    score["network"],
+                    scored["network"],
                     f"{stored['images_per_class']:,}",
                     f"{stored['numbers']:,}",
                     f"{stored['tensor_bytes']:,}",
-                    percent(score["mean"], score["std"]),
-                    str(len(score["accuracies"])),
+                    percent(scored["mean"], scored["std"]),
+                    str(len(scored["accuracies"])),
                     *over_seeds,
                 ]
             )
@@ -380,13 +383,13 @@ def _evaluate(options: argparse.Namespace, keys: Values) -> None:
         raise UserError(f"the data have the set's classes in another order: {data.classes} against {synthetic.classes}")
     if set(data.classes) != set(synthetic.classes):
         _note("the data's class names are not those of the set; labels are taken to mean the same")
-    scores = runs.score(recipe, synthetic, data, Streams(recipe["seed"], device), display)
+    scores = score(recipe, synthetic, data, Streams(recipe["seed"], device), display)
     rows = [[s.network, str(s.epochs), percent(s.mean, s.std), str(len(s.accuracies))] for s in scores]
     show_table(str(options.path), ["network", "epochs", "accuracy %", "n"], rows)
     if options.out:
         with replacing(options.out) as part:
-            result = {"evaluation": [runs.as_json(score) for score in scores], "seed": recipe["seed"]}
-            part.write_text(json.dumps(result | runs.environment(device), indent=1) + "\n")
+            result = {"evaluation": [as_json(each) for each in scores], "seed": recipe["seed"]}
+            part.write_text(json.dumps(result | environment(device), indent=1) + "\n")
 
 
 def _check_preprocessing(synthetic: SyntheticDataset, given: Values) -> None:

@@ -1,0 +1,138 @@
+"""What is written down of a run: the environment, the result, and files that are whole or absent."""
+
+import json
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from condensate import __version__
+from condensate.atomic import replacing
+from condensate.data import ImageData
+from condensate.errors import UserError
+from condensate.evaluation import Score
+from condensate.recipe import Recipe, Values, find, shipped
+from condensate.synthetic import SyntheticDataset
+from condensate.whitening import file_name
+
+SCHEMA = 1
+
+
+def as_json(score: Score) -> Values:
+    """A score as in ``result.json``."""
+    return {
+        "network": score.network,
+        "epochs": score.epochs,
+        "augmentation": score.augmentation,
+        "augment": list(score.augment),
+        "accuracies": list(score.accuracies),
+        "mean": score.mean,
+        "std": score.std,
+    }
+
+
+def environment(device: torch.device) -> Values:
+    """Commit, device, machine and versions; no host name and no path."""
+    accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "commit": _commit(),
+        "device": accelerator or "cpu",
+        "machine": {
+            "system": platform.system(),
+            "processor": _processor(),
+            "threads": torch.get_num_threads(),
+            "bfloat16": torch.cpu.get_capabilities().get("avx512_bf16", False),
+        },
+        "versions": {
+            "condensate": __version__,
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+        },
+    }
+
+
+def stored(synthetic: SyntheticDataset, artefact: Path) -> Values:
+    """What a saved set takes, as in ``result.json``."""
+    cost, whitening = synthetic.cost(), synthetic.whitening
+    side = None if whitening is None else artefact.with_name(file_name(whitening.digest))
+    return {
+        "numbers": cost.numbers,
+        "tensor_bytes": cost.bits // 8,
+        "file_bytes": artefact.stat().st_size,
+        "side_bytes": 0 if side is None else side.stat().st_size,
+        "images_per_class": synthetic.per_class,
+    }
+
+
+def stored_full(data: ImageData) -> Values:
+    """What all training images take, at a byte a value."""
+    numbers = data.train.raw.numel()
+    per_class = round(len(data.train) / len(data.classes))
+    bytes_ = {"tensor_bytes": numbers, "file_bytes": None, "side_bytes": 0}
+    return {"numbers": numbers, **bytes_, "images_per_class": per_class}
+
+
+def fraction(recipe: Recipe) -> float | None:
+    """Share of the shipped recipe's episodes; None for a recipe of the user's."""
+    if recipe.name not in shipped() or not recipe.condense.episodes:
+        return None
+    return recipe.condense.episodes / int(find(recipe.name)[1]["condense"]["episodes"])
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory held: on the GPU by tensors, else by this process since it began."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _commit() -> str | None:
+    """Of the checkout this package lies in, if it lies in one; marked where files differ from it."""
+    folder = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=10
+        )
+        return done.stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) / "src" / "condensate" != folder:
+            return None
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file of a run folder; one that is damaged is named."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged; delete it to have this part done again") from error
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    write(path, json.dumps(content, indent=1) + "\n")
