@@ -26,8 +26,8 @@ from condensate.compute import has_bfloat16
 from condensate.console import show_table, size
 from condensate.data import ImageData
 from condensate.objectives import DistributionMatching, GradientMatching, Objective, TrajectoryMatching
-from condensate.recipe import resolve
 from condensate.records import environment
+from condensate.sheets import resolve
 
 WAYS = {
     "ours, float32": Compute(compiled=True, precision=torch.float32),

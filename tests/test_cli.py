@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from condensate import LowRank, Streams, SyntheticDataset, class_major, cli, load, load_data, scoring
+from condensate import LowRank, Streams, SyntheticDataset, __version__, class_major, cli, load, load_data, scoring
 from condensate.cli import main
-from condensate.recipe import shipped
 from condensate.rows import Row
+from condensate.sheets import shipped
 
 QUICK = [
     "--network.width", "8", "--network.depth", "1", "--objective.batch_real", "8", "--condense.episodes", "2",
@@ -51,7 +51,7 @@ def test_overview__names_every_command(capsys):
     text = capsys.readouterr().out
     assert all(name in text for name in ("recipes", "show", "plan", "run", "experts", "evaluate"))
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out.strip() == cli.__version__
+    assert capsys.readouterr().out.strip() == __version__
 
 
 @pytest.mark.parametrize("command", list(cli.COMMANDS))
@@ -431,7 +431,7 @@ def test_mistake__classes_in_another_order(capsys, tmp_path):
     changes = ["--network.width", "8", "--network.depth", "1", "--evaluate.epochs", "1", "--evaluate.repeats", "1"]
     start = ["--start.name", "real", "--condense.episodes", "0", "--compare", "[]", "--out", "here"]
     assert main(["run", "folder-dm-ipc1", "--data.path", "one", *changes, *start]) == 0
-    saved = cli.load(tmp_path / "here")
+    saved = load(tmp_path / "here")
     saved.classes = ("bee", "ant")
     saved.save(tmp_path / "turned.safetensors")
     capsys.readouterr()

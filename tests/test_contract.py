@@ -15,7 +15,7 @@ from condensate.console import Display
 from condensate.networks import NETWORKS
 from condensate.objectives import OBJECTIVES
 from condensate.parameterizations import PARAMETERIZATIONS
-from condensate.recipe import complete
+from condensate.schema import complete
 
 OBJECTIVE_OPTIONS = {
     "dm": {"batch_real": 4},

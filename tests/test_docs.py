@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from condensate import cli
-from condensate.recipe import complete, find, shipped
+from condensate.commands.base import read_recipe
+from condensate.recipe import merge
+from condensate.schema import complete
+from condensate.sheets import find, shipped
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -57,10 +60,10 @@ def test_commands__are_understood(page, line):
     options = parser.parse_args(own)
     name = getattr(options, "recipe", None)
     if name in shipped():
-        cli._recipe(name, keys)
+        read_recipe(name, keys)
     else:
         assert name is None or name in ("RECIPE", "NAME")
-        complete("any", cli.merge(find(cli.DEFAULT_RECIPE)[1], keys))
+        complete("any", merge(find(cli.DEFAULT_RECIPE)[1], keys))
 
 
 def test_commands__there_are_some():

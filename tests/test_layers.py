@@ -17,11 +17,14 @@ LAYERS = [
     {"objectives", "evaluation"},
     {"loop"},
     {"recipe"},
+    {"schema"},
+    {"sheets"},
     {"assemble"},
     {"pictures", "console"},
     {"records", "scoring", "planning"},
     {"rows"},
     {"runs"},
+    {"commands"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from condensate import assemble, planning
-from condensate.recipe import resolve
+from condensate.sheets import resolve
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ from condensate import Compute, UserError
 from condensate.assemble import images_per_class, networks_of, training_augment
 from condensate.data import KNOWN
 from condensate.networks import VARIANTS
-from condensate.recipe import Recipe, complete, find, merge, resolve, shipped
+from condensate.recipe import Recipe, merge
+from condensate.schema import complete
+from condensate.sheets import find, resolve, shipped
 
 # Recipes by data set and method; a lo* one goes with each but the -original ones.
 SUBSETS = ("imagenette", "imagewoof", "imagemeow", "imagesquawk", "imagefruit", "imageyellow")

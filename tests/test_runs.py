@@ -10,7 +10,8 @@ from rich.console import Console
 
 from condensate import Pixels, Streams, SyntheticDataset, UserError, load, records, rows, runs, scoring
 from condensate.console import Display
-from condensate.recipe import Recipe, resolve, shipped
+from condensate.recipe import Recipe
+from condensate.sheets import resolve, shipped
 
 DEVICE = torch.device("cpu")
 TINY = {

@@ -26,7 +26,8 @@ from condensate.networks import LISTS, NETWORKS, VARIANTS, Network, build
 from condensate.objectives import OBJECTIVES, Objective
 from condensate.objectives.trajectory import check_window
 from condensate.parameterizations import FLOAT_BITS, PARAMETERIZATIONS, Shape, capacity
-from condensate.recipe import Recipe, Values, resolve, shipped
+from condensate.recipe import Recipe, Values
+from condensate.sheets import resolve, shipped
 from condensate.starts import STARTS
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset, class_major

@@ -1,23 +1,18 @@
-"""Recipes: complete, strict descriptions of a run, and what they build."""
+"""Recipes: complete descriptions of a run, section by section."""
 
-import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from functools import cache, reduce
-from importlib.resources import files
-from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
 
 from condensate import data
 from condensate.augment import Augment
 from condensate.classic import ClassicAugment
 from condensate.compute import ComputeOptions
-from condensate.errors import UserError, unknown
+from condensate.errors import UserError
 from condensate.experts import ExpertOptions
 from condensate.networks import NETWORKS
 from condensate.objectives import OBJECTIVES
@@ -25,8 +20,6 @@ from condensate.parameterizations import PARAMETERIZATIONS, Shape, pixel_bits
 from condensate.starts import STARTS
 
 Values = dict[str, Any]
-
-RESERVED = ("full", "random", "random-uint8", "herding", "k-centre")
 
 
 @dataclass(frozen=True)
@@ -211,198 +204,3 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Values:
         else:
             merged[key] = deepcopy(value)
     return merged
-
-
-@cache
-def _shipped() -> dict[str, tuple[Values, dict[str, str]]]:
-    """All recipes of the package: name -> (sections, about)."""
-    found = sorted((files("condensate") / "recipes").iterdir(), key=lambda file: file.name)
-    sheets = {file.name: yaml.safe_load(file.read_text(encoding="utf-8")) for file in found if ".yaml" in file.name}
-    methods = sheets.pop("methods.yaml")
-    recipes: dict[str, tuple[Values, dict[str, str]]] = {}
-    for sheet in sheets.values():
-        for name, cell in _cells(sheet, methods):
-            base, about, low = cell.pop("method"), cell.pop("about"), cell.pop("lo", {})
-            recipes[name] = cell, _spoken(about, base, cell)
-            if low is not None:
-                twin = name.replace(f"-{base}", f"-lo{base}")
-                recipes[twin] = merge(merge(cell, methods["lo"]), low), _spoken(about, f"lo{base}", cell)
-    return recipes
-
-
-def _cells(sheet: Values, methods: Values) -> Iterator[tuple[str, Values]]:
-    """The base recipes of a data set's sheet by name, with ``method``, ``about`` and ``lo`` among their sections.
-
-    A name with {data} in it stands for every data set of the sheet's ``sets``, one with {ipc} for every budget of its
-    own ``ipc``. What is said of fewer recipes goes over what is said of more; ``lo`` holds what only the twin takes,
-    null where there is none.
-    """
-    for name, pair in sheet["pairs"].items():
-        shared = {key: content for key, content in pair.items() if key != "ipc"}
-        method = {key: content for key, content in methods[pair["method"]].items() if key != "ipc"}
-        for name_of_data, own in sheet.get("sets", {"": {}}).items():
-            for ipc, narrow in pair.get("ipc", {None: {}}).items():
-                budget = {"budget": {"ipc": ipc}} | methods[pair["method"]].get("ipc", {}).get(ipc, {})
-                layers = [sheet["common"], own, method, budget, shared, narrow]
-                yield name.format(data=name_of_data, ipc=ipc), reduce(merge, layers, {})
-
-
-def _spoken(about: Values, method: str, sections: Values) -> dict[str, str]:
-    """What a sheet says of one method's recipe; a text may differ by method, and a number not given is not held."""
-    texts = {k: text.get(method, "not held") if isinstance(text, dict) else text for k, text in about.items()}
-    return {key: str(text).format(ipc=sections["budget"]["ipc"]) for key, text in texts.items()}
-
-
-def shipped() -> list[str]:
-    """Names of the recipes that come with the package."""
-    return list(_shipped())
-
-
-def find(name_or_path: str) -> tuple[str, Values, dict[str, str]]:
-    """Name, sections as written and about of a shipped recipe or a YAML file.
-
-    Raises:
-        UserError: There is none, or the file is not YAML sections.
-    """
-    if name_or_path in _shipped():
-        values, about = _shipped()[name_or_path]
-        return name_or_path, deepcopy(values), dict(about)
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        raise unknown("recipe", name_or_path, _shipped(), "(or give the path of a YAML file; list: condensate recipes)")
-    if not path.is_file():
-        raise UserError(f"no recipe file {path}; shipped recipes are listed by: condensate recipes")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold sections such as data, objective and budget, got {type(values).__name__}")
-    name = path.stem  # a file is never filed as the shipped recipe or the baseline whose name it bears
-    return (f"{name}-file" if name in _shipped() or name in RESERVED else name), values, {}
-
-
-def add_arguments(parser: ArgumentParser, values: Values) -> None:
-    """Teach a parser the keys of a recipe: those of the constructors that ``values`` names."""
-    for section, function in SECTIONS.items():
-        if inspect.isclass(function):
-            parser.add_class_arguments(function, section, sub_configs=False)
-        else:
-            parser.add_function_arguments(function, section)
-    for section, (registry, default) in NAMED.items():
-        name = (values.get(section) or {}).get("name", default)
-        if not isinstance(name, str) or name not in registry:
-            raise unknown(section, str(name), registry)
-        parser.add_argument(f"--{section}.name", type=str, default=default, help=f"One of: {', '.join(registry)}.")
-        positional: set[str | int] = {
-            p.name for p in inspect.signature(registry[name]).parameters.values() if p.kind is not p.KEYWORD_ONLY
-        }
-        if inspect.isclass(registry[name]):
-            parser.add_class_arguments(registry[name], section, skip=positional)
-        else:
-            parser.add_function_arguments(registry[name], section, skip=positional)
-    if OBJECTIVES[(values.get("objective") or {}).get("name", "dm")].matches_experts:
-        parser.add_class_arguments(ExpertOptions, EXPERTS, sub_configs=False)
-    parser.add_argument(
-        "--compare",
-        type=list[str],
-        default=[],
-        help="Rows to run for comparison: other recipes, random, random-uint8, herding, k-centre, full.",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="Seeds every draw of the run.")
-
-
-def resolve(name_or_path: str, changes: Values | None = None) -> Recipe:
-    """A complete recipe from a shipped name or a YAML file.
-
-    Args:
-        name_or_path: What to start from.
-        changes: Keys to change, nested by section.
-
-    Raises:
-        UserError: An unknown name or key, or a value of the wrong type.
-    """
-    name, values, about = find(name_or_path)
-    return complete(name, merge(values, changes or {}), about)
-
-
-def complete(name: str, values: Values, about: Mapping[str, str] | None = None) -> Recipe:
-    """Check sections strictly and fill in every default."""
-    parser = ArgumentParser(exit_on_error=False)
-    add_arguments(parser, values)
-    check_keys(values, known_keys(parser))
-    try:
-        parsed = parser.parse_object(values, defaults=True).as_dict()
-    except (ArgumentError, TypeError) as error:
-        raise UserError(one_line(error)) from error
-    known = set(known_keys(parser))
-    for action in (action for action in parser._actions if action.dest in known):
-        section, _, key = action.dest.partition(".")
-        value = parsed[section]
-        if action.default is not None and (value.get(key, 0) if key and isinstance(value, dict) else value) is None:
-            raise UserError(f"{action.dest} must have a value, got null; its default is {action.default!r}")
-    order = ["data", "budget", "parameterization", "start", "network", "augment", "objective", EXPERTS]
-    order += ["compute", "condense", "evaluate", "compare", "seed"]
-    order = [section for section in order if section in parsed]
-    plain = {section: _plain(parsed[section]) for section in order}
-    for section in NAMED:
-        plain[section] = {"name": plain[section].pop("name"), **plain[section]}
-    recipe = Recipe(name, plain, about or {})
-    for section in ("budget", "experts", "condense", "evaluate"):
-        getattr(recipe, section)
-    if recipe.experts is None and (recipe.condense.lr_labels or recipe.condense.lr_step):
-        raise UserError("condense.lr_labels and lr_step need an objective that learns them: mtt")
-    Augment(**recipe["augment"])
-    data.check_zca(**{key: recipe["data"][key] for key in ("mean", "std", "zca")})
-    pixel_std = recipe["start"].get("pixel_std")
-    if pixel_std is not None and not 0 < pixel_std < math.inf:
-        raise UserError(f"start.pixel_std must be above 0 and finite, got {pixel_std}")
-    return recipe
-
-
-def describe_keys(recipe: Recipe) -> str:
-    """Every key with its type, its value in the recipe and what it means, a line or two each."""
-    parser = ArgumentParser(exit_on_error=False)
-    add_arguments(parser, recipe.values)
-    lines = []
-    for action in parser._actions:
-        if action.dest in known_keys(parser):
-            section, _, key = action.dest.partition(".")
-            value = recipe[section][key] if key else recipe[section]
-            meaning = " ".join(str(action.help or "").replace("%s", "").split())
-            lines.append(f"  --{action.dest} {yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}")
-            lines.append(f"      {meaning}")
-    return "\n".join(lines)
-
-
-def known_keys(parser: ArgumentParser) -> list[str]:
-    """The keys of a parser, as in ``section.key``."""
-    return [action.dest for action in parser._actions if action.dest not in (*SECTIONS, *NAMED, EXPERTS, "help")]
-
-
-def check_keys(values: Values, known: list[str]) -> None:
-    """Refuse keys that are not known, naming the nearest."""
-    sections = {key.split(".")[0] for key in known}
-    for section, content in values.items():
-        if section == EXPERTS and section not in sections:
-            raise UserError("the section experts needs an objective that matches experts: mtt")
-        if section not in sections:
-            raise unknown("recipe section", str(section), sections)
-        if section in (*SECTIONS, *NAMED, EXPERTS):
-            if not isinstance(content, Mapping):
-                raise UserError(f"{section} must hold keys, as in {section}: {{key: value}}, got {content!r}")
-            for key in content:
-                if f"{section}.{key}" not in known:
-                    raise unknown("recipe key", f"{section}.{key}", [k for k in known if "." in k])
-
-
-def one_line(error: Exception) -> str:
-    """A parser's message on one line, in plain words."""
-    text = " ".join(str(error).split()).replace("Parser key ", "").replace("<class '", "").replace("'>", "")
-    return text.replace('"', "", 2)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

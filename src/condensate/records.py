@@ -15,7 +15,8 @@ from condensate.atomic import replacing
 from condensate.data import ImageData
 from condensate.errors import UserError
 from condensate.evaluation import Score
-from condensate.recipe import Recipe, Values, find, shipped
+from condensate.recipe import Recipe, Values
+from condensate.sheets import find, shipped
 from condensate.synthetic import SyntheticDataset
 from condensate.whitening import file_name
 

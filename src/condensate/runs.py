@@ -11,9 +11,11 @@ from condensate.console import Display
 from condensate.data import KNOWN, ImageData
 from condensate.errors import UserError, unknown
 from condensate.parameterizations import PARAMETERIZATIONS
-from condensate.recipe import Recipe, Values, complete, find, merge, resolve, shipped
+from condensate.recipe import Recipe, Values, merge
 from condensate.records import write, write_json
 from condensate.rows import FULL, Row, Session
+from condensate.schema import complete
+from condensate.sheets import find, resolve, shipped
 from condensate.streams import Streams
 
 SMOKED_SIDE = 64  # pixels; larger images are cut to this in a smoke run

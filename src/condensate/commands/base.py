@@ -1,0 +1,94 @@
+"""What the commands of the program share."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from condensate.errors import UserError
+from condensate.recipe import Recipe, Values, merge
+from condensate.schema import complete
+from condensate.sheets import find
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of the program.
+
+    Args:
+        help: What it does, in one line.
+        options: Adds its own arguments.
+        execute: Carries it out; what the user changed of the recipe comes second.
+        keys: Whether it takes recipe keys.
+    """
+
+    help: str
+    options: Callable[[argparse.ArgumentParser], None]
+    execute: Callable[[argparse.Namespace, Values], None]
+    keys: bool = True
+
+
+def read_recipe(name: str, keys: Values) -> tuple[Recipe, Values]:
+    """A recipe with the user's changes; a single value stands for a list of one."""
+    name, values, about = find(name)
+    keys = as_lists(keys, complete(name, values, about).values)
+    return complete(name, merge(values, keys), about), keys
+
+
+def as_lists(keys: Values, known: Values) -> Values:
+    """The keys, single values for which a list is known wrapped in one."""
+    if not keys:
+        return {}
+    wrapped = {}
+    for section, content in keys.items():
+        old = known.get(section)
+        if isinstance(content, dict):
+            lists = [
+                key for key, value in (old if isinstance(old, dict) else {}).items() if isinstance(value, list)
+            ] + ["ops", "mean", "std"]
+            content = {k: [v] if k in lists and not isinstance(v, list | None) else v for k, v in content.items()}
+        elif isinstance(old, list) and not isinstance(content, list):
+            content = [content]
+        wrapped[section] = content
+    return wrapped
+
+
+def chosen_device(name: str | None) -> torch.device:
+    """The device of a name; absent: the first CUDA device there is, else the CPU."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"unknown device {name!r}; known: cpu, cuda, cuda:0 and so on") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"unknown device {name!r}; known: cpu, cuda, cuda:0 and so on")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"there is no device {name}; this machine has {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def machine_options(parser: argparse.ArgumentParser) -> None:
+    """Where and how to compute."""
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; absent: cuda where there is one")
+    parser.add_argument("--threads", type=positive, help="threads of PyTorch; absent: one a core")
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def recipe_option(parser: argparse.ArgumentParser) -> None:
+    """The argument RECIPE."""
+    parser.add_argument("recipe", metavar="RECIPE", help="a shipped name or the path of a YAML file")
+
+
+def note(message: Warning | str, *rest: Any, **more: Any) -> None:
+    """Something the user should know, on one line of standard error; stands in for ``warnings.showwarning``."""
+    print(f"note: {message}", file=sys.stderr)

@@ -1,0 +1,72 @@
+"""The command evaluate: a saved set alone."""
+
+import argparse
+import json
+from pathlib import Path
+
+from condensate import assemble
+from condensate.atomic import replacing
+from condensate.commands.base import Command, as_lists, chosen_device, machine_options, note
+from condensate.console import Display, percent, show_table
+from condensate.errors import UserError
+from condensate.recipe import Values, merge
+from condensate.records import as_json, environment
+from condensate.schema import complete
+from condensate.scoring import score
+from condensate.streams import Streams
+from condensate.synthetic import SyntheticDataset, load
+
+
+def _evaluate_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "path", metavar="PATH", type=Path, help="a synthetic.safetensors, or the run folder that holds it"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the scores to this JSON file, too")
+    machine_options(parser)
+
+
+def _evaluate(options: argparse.Namespace, keys: Values) -> None:
+    device, display = chosen_device(options.device), Display()
+    if options.out and options.out.exists():
+        raise UserError(f"{options.out} exists; name another file with --out")
+    synthetic = load(options.path).to(device)
+    about = synthetic.about
+    normalisation = {"mean": list(synthetic.mean), "std": list(synthetic.std), "zca": False}
+    name, values = about.get("recipe", "artefact"), merge(about.get("values", {}), {"data": normalisation})
+    _check_preprocessing(synthetic, keys.get("data", {}))
+    recipe = complete(name, merge(values, as_lists(keys, complete(name, values).values)))
+    if synthetic.whitening is not None:  # its own is used: none is fitted to the data
+        recipe = recipe.with_values(data=normalisation)
+    data = assemble.image_data(recipe, device)
+    if data.shape != synthetic.parameterization.shape or len(data.classes) != len(synthetic.classes):
+        raise UserError(
+            f"the set has images {synthetic.parameterization.shape} of {len(synthetic.classes)} classes, "
+            f"the data {data.shape} of {len(data.classes)}; name the data it was made of with --data.path"
+        )
+    if set(data.classes) == set(synthetic.classes) and data.classes != synthetic.classes:
+        raise UserError(f"the data have the set's classes in another order: {data.classes} against {synthetic.classes}")
+    if set(data.classes) != set(synthetic.classes):
+        note("the data's class names are not those of the set; labels are taken to mean the same")
+    scores = score(recipe, synthetic, data, Streams(recipe["seed"], device), display)
+    rows = [[s.network, str(s.epochs), percent(s.mean, s.std), str(len(s.accuracies))] for s in scores]
+    show_table(str(options.path), ["network", "epochs", "accuracy %", "n"], rows)
+    if options.out:
+        with replacing(options.out) as part:
+            result = {"evaluation": [as_json(each) for each in scores], "seed": recipe["seed"]}
+            part.write_text(json.dumps(result | environment(device), indent=1) + "\n")
+
+
+def _check_preprocessing(synthetic: SyntheticDataset, given: Values) -> None:
+    """Refuse keys under which networks would see test images otherwise than the set's."""
+    if synthetic.whitening is None and given.get("zca"):
+        raise UserError("the set's images are not whitened, and test images must be seen as they are: drop --data.zca")
+    other = [key for key in ("mean", "std") if given.get(key) is not None]
+    other += ["zca"] if given.get("zca") is False else []
+    if synthetic.whitening is not None and other:
+        raise UserError(
+            "the set's images are whitened, and test images are whitened alike whatever the data: "
+            f"drop {' and '.join(f'--data.{key}' for key in other)}"
+        )
+
+
+EVALUATE = Command("Train networks on a saved synthetic set and score them.", _evaluate_options, _evaluate)

@@ -1,0 +1,43 @@
+"""The command experts: the trajectories that MTT matches."""
+
+import argparse
+
+from condensate import assemble
+from condensate.commands.base import Command, chosen_device, machine_options, read_recipe, recipe_option
+from condensate.console import Display, size
+from condensate.errors import UserError
+from condensate.recipe import Values, merge
+from condensate.schema import complete
+from condensate.sheets import find, shipped
+
+
+def _experts_options(parser: argparse.ArgumentParser) -> None:
+    recipe_option(parser)
+    parser.add_argument("--store", metavar="DIR", help="folder of all expert stores; absent: in condensate's cache")
+    machine_options(parser)
+
+
+def _experts(options: argparse.Namespace, keys: Values) -> None:
+    if options.store is not None:
+        keys = merge(keys, {"experts": {"store": options.store}})
+    device, display = chosen_device(options.device), Display()
+    name, values, about = find(options.recipe)
+    if complete(name, values, about).experts is None:
+        raise UserError(f"{name} matches no expert trajectories; those that do: {', '.join(_with_experts()[:6])} ...")
+    recipe, _ = read_recipe(options.recipe, keys)
+    data = assemble.image_data(recipe, device)
+    store = assemble.experts(recipe, data)
+    store.check_kind()
+    missing = len(store.missing())
+    with display.work("experts", len(store), len(store) - missing) as step:
+        assemble.make_experts(recipe, data, step)
+    kept = sum(file.stat().st_size for file in store.folder.glob("expert-*.safetensors"))
+    made = f"{missing} made, " if missing else "all there before, "
+    print(f"{len(store)} experts ({made}epochs 0 to {store.epochs}, {size(kept)}) in {store.folder}")
+
+
+def _with_experts() -> list[str]:
+    return [name for name in shipped() if find(name)[1].get("objective", {}).get("name") == "mtt"]
+
+
+EXPERTS = Command("Train the expert trajectories that a recipe matches, or finish a store.", _experts_options, _experts)

@@ -1,0 +1,46 @@
+"""The command plan: what a recipe will take."""
+
+import argparse
+
+from condensate.commands.base import Command, chosen_device, machine_options, read_recipe, recipe_option
+from condensate.console import duration, show_table, size
+from condensate.planning import ExpertPlan, plan
+from condensate.recipe import Values
+
+
+def _plan_options(parser: argparse.ArgumentParser) -> None:
+    recipe_option(parser)
+    machine_options(parser)
+
+
+def _plan(options: argparse.Namespace, keys: Values) -> None:
+    recipe, _ = read_recipe(options.recipe, keys)
+    expected = plan(recipe, chosen_device(options.device))
+    how = f"{'compiled' if expected.compiled else 'eager'}, real features in {expected.precision}"
+    rows = [
+        ["image", "x".join(map(str, expected.shape))],
+        ["classes", str(expected.classes)],
+        ["images per class", str(expected.images_per_class)],
+        ["numbers stored", f"{expected.numbers:,}"],
+        ["bytes stored", f"{expected.bytes:,} of {expected.budget_bytes:,}"],
+        *([["side file of ZCA", f"{expected.side_bytes:,}"]] if expected.side_bytes else []),
+        ["computed", how],
+        *_expert_rows(expected.experts),
+        [f"{recipe.condense.episodes:,} episodes", duration(expected.condense_seconds)],
+        ["evaluation", duration(expected.evaluate_seconds)],
+        ["memory", f"{size(expected.memory_bytes)} and what PyTorch takes"],
+    ]
+    show_table(f"{recipe.name}, the main row", ["", "expected"], rows)
+    if expected.compiled:
+        print("Times are from eager rates of this machine; compiled episodes take about half to two thirds of that.")
+
+
+def _expert_rows(experts: ExpertPlan | None) -> list[list[str]]:
+    if experts is None:
+        return []
+    taken = "time unknown, the data are not here" if experts.seconds is None else duration(experts.seconds)
+    made = f"{experts.missing} to be made, {taken}" if experts.missing else "all there"
+    return [[f"{experts.count} experts, epochs 0 to {experts.epochs}", f"{size(experts.bytes)} on disk; {made}"]]
+
+
+PLAN = Command("Say what a recipe will store and take, without an episode of it.", _plan_options, _plan)

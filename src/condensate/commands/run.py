@@ -1,0 +1,84 @@
+"""The command run: condense, save, score."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+from condensate import runs
+from condensate.commands.base import Command, chosen_device, machine_options, positive, read_recipe
+from condensate.console import Display, percent, show_table
+from condensate.errors import UserError
+from condensate.recipe import Values
+from condensate.rows import Session
+
+
+def _run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a shipped name or the path of a YAML file")
+    parser.add_argument("--seeds", type=positive, metavar="N", help="run N seeds, from --seed on")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to; absent: runs/RECIPE/NNN, the next free")
+    parser.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with the run in this folder")
+    parser.add_argument("--smoke", action="store_true", help="does it run at all? toy size, random images, no result")
+    machine_options(parser)
+
+
+def _run(options: argparse.Namespace, keys: Values) -> None:
+    device, display = chosen_device(options.device), Display()
+    if options.resume:
+        if options.recipe or options.out or options.seeds or keys or options.smoke:
+            raise UserError("--resume takes everything from the folder: give no RECIPE, --out, --seeds, --smoke or key")
+        top = options.resume
+        jobs = [runs.reopen(folder, device, display) for folder in sorted(top.glob("seed*"), key=_seed_number) or [top]]
+    else:
+        if not options.recipe:
+            raise UserError("run needs a RECIPE, as in: condensate run digits-lodm; list: condensate recipes")
+        recipe, changes = read_recipe(options.recipe, keys)
+        session = Session(device, display, changes, options.smoke)
+        if options.out:
+            runs.check_free(options.out)
+        first = runs.prepare(recipe, session)  # whatever is wrong shows before anything is written
+        top = options.out or runs.new_folder(recipe.name)
+        seeds = range(recipe["seed"], recipe["seed"] + (options.seeds or 1))
+        folders = [top / f"seed{seed}" for seed in seeds] if options.seeds else [top]
+        jobs = [first.at(folder, seed) for folder, seed in zip(folders, seeds, strict=True)]
+    display.say(f"run folder: {top}")
+    results = [job.run() for job in jobs]
+    _show_results(jobs[0].recipe.name, results)
+    print(f"pictures: {jobs[0].folder / 'images.png'}")
+
+
+def _seed_number(folder: Path) -> int:
+    number = folder.name.removeprefix("seed")
+    return int(number) if number.lstrip("-").isdigit() else 0
+
+
+def _show_results(title: str, results: Sequence[dict[str, Values]]) -> None:
+    """The rows of a run, over its seeds."""
+    rows = []
+    for row, first in results[0].items():
+        for number, scored in enumerate(first["evaluation"]):
+            means = [result[row]["evaluation"][number]["mean"] for result in results]
+            stored = first["stored"]
+            over_seeds = [f"{percent(mean(means), stdev(means))}", str(len(means))] if len(means) > 1 else []
+            rows.append(
+                [
+                    row,
+                    scored["network"],
+                    f"{stored['images_per_class']:,}",
+                    f"{stored['numbers']:,}",
+                    f"{stored['tensor_bytes']:,}",
+                    percent(scored["mean"], scored["std"]),
+                    str(len(scored["accuracies"])),
+                    *over_seeds,
+                ]
+            )
+    columns = ["", "network", "images/class", "numbers", "bytes", "accuracy %", "n"]
+    if len(results) > 1:
+        columns = [*columns[:5], "first seed %", "networks", "over seeds %", "seeds"]
+    show_table(title, columns, rows)
+    if results[0] and next(iter(results[0].values()))["smoke"]:
+        print("a smoke run: it ran; the numbers mean nothing")
+    print("± is the sample standard deviation over n; row full counts its bytes as uint8")
+
+
+RUN = Command("Condense, save, train networks on the result and score them.", _run_options, _run)

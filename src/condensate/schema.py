@@ -1,0 +1,128 @@
+"""What a recipe may say: every key known, every value of its type, every default filled in."""
+
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from condensate import data
+from condensate.augment import Augment
+from condensate.errors import UserError, unknown
+from condensate.experts import ExpertOptions
+from condensate.objectives import OBJECTIVES
+from condensate.recipe import EXPERTS, NAMED, SECTIONS, Recipe, Values
+
+
+def complete(name: str, values: Values, about: Mapping[str, str] | None = None) -> Recipe:
+    """Check sections strictly and fill in every default."""
+    parser = ArgumentParser(exit_on_error=False)
+    add_arguments(parser, values)
+    check_keys(values, known_keys(parser))
+    try:
+        parsed = parser.parse_object(values, defaults=True).as_dict()
+    except (ArgumentError, TypeError) as error:
+        raise UserError(one_line(error)) from error
+    known = set(known_keys(parser))
+    for action in (action for action in parser._actions if action.dest in known):
+        section, _, key = action.dest.partition(".")
+        value = parsed[section]
+        if action.default is not None and (value.get(key, 0) if key and isinstance(value, dict) else value) is None:
+            raise UserError(f"{action.dest} must have a value, got null; its default is {action.default!r}")
+    order = ["data", "budget", "parameterization", "start", "network", "augment", "objective", EXPERTS]
+    order += ["compute", "condense", "evaluate", "compare", "seed"]
+    order = [section for section in order if section in parsed]
+    plain = {section: _plain(parsed[section]) for section in order}
+    for section in NAMED:
+        plain[section] = {"name": plain[section].pop("name"), **plain[section]}
+    recipe = Recipe(name, plain, about or {})
+    for section in ("budget", "experts", "condense", "evaluate"):
+        getattr(recipe, section)
+    if recipe.experts is None and (recipe.condense.lr_labels or recipe.condense.lr_step):
+        raise UserError("condense.lr_labels and lr_step need an objective that learns them: mtt")
+    Augment(**recipe["augment"])
+    data.check_zca(**{key: recipe["data"][key] for key in ("mean", "std", "zca")})
+    pixel_std = recipe["start"].get("pixel_std")
+    if pixel_std is not None and not 0 < pixel_std < math.inf:
+        raise UserError(f"start.pixel_std must be above 0 and finite, got {pixel_std}")
+    return recipe
+
+
+def describe_keys(recipe: Recipe) -> str:
+    """Every key with its type, its value in the recipe and what it means, a line or two each."""
+    parser = ArgumentParser(exit_on_error=False)
+    add_arguments(parser, recipe.values)
+    lines = []
+    for action in parser._actions:
+        if action.dest in known_keys(parser):
+            section, _, key = action.dest.partition(".")
+            value = recipe[section][key] if key else recipe[section]
+            meaning = " ".join(str(action.help or "").replace("%s", "").split())
+            lines.append(f"  --{action.dest} {yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}")
+            lines.append(f"      {meaning}")
+    return "\n".join(lines)
+
+
+def known_keys(parser: ArgumentParser) -> list[str]:
+    """The keys of a parser, as in ``section.key``."""
+    return [action.dest for action in parser._actions if action.dest not in (*SECTIONS, *NAMED, EXPERTS, "help")]
+
+
+def check_keys(values: Values, known: list[str]) -> None:
+    """Refuse keys that are not known, naming the nearest."""
+    sections = {key.split(".")[0] for key in known}
+    for section, content in values.items():
+        if section == EXPERTS and section not in sections:
+            raise UserError("the section experts needs an objective that matches experts: mtt")
+        if section not in sections:
+            raise unknown("recipe section", str(section), sections)
+        if section in (*SECTIONS, *NAMED, EXPERTS):
+            if not isinstance(content, Mapping):
+                raise UserError(f"{section} must hold keys, as in {section}: {{key: value}}, got {content!r}")
+            for key in content:
+                if f"{section}.{key}" not in known:
+                    raise unknown("recipe key", f"{section}.{key}", [k for k in known if "." in k])
+
+
+def one_line(error: Exception) -> str:
+    """A parser's message on one line, in plain words."""
+    text = " ".join(str(error).split()).replace("Parser key ", "").replace("<class '", "").replace("'>", "")
+    return text.replace('"', "", 2)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def add_arguments(parser: ArgumentParser, values: Values) -> None:
+    """Teach a parser the keys of a recipe: those of the constructors that ``values`` names."""
+    for section, function in SECTIONS.items():
+        if inspect.isclass(function):
+            parser.add_class_arguments(function, section, sub_configs=False)
+        else:
+            parser.add_function_arguments(function, section)
+    for section, (registry, default) in NAMED.items():
+        name = (values.get(section) or {}).get("name", default)
+        if not isinstance(name, str) or name not in registry:
+            raise unknown(section, str(name), registry)
+        parser.add_argument(f"--{section}.name", type=str, default=default, help=f"One of: {', '.join(registry)}.")
+        positional: set[str | int] = {
+            p.name for p in inspect.signature(registry[name]).parameters.values() if p.kind is not p.KEYWORD_ONLY
+        }
+        if inspect.isclass(registry[name]):
+            parser.add_class_arguments(registry[name], section, skip=positional)
+        else:
+            parser.add_function_arguments(registry[name], section, skip=positional)
+    if OBJECTIVES[(values.get("objective") or {}).get("name", "dm")].matches_experts:
+        parser.add_class_arguments(ExpertOptions, EXPERTS, sub_configs=False)
+    parser.add_argument(
+        "--compare",
+        type=list[str],
+        default=[],
+        help="Rows to run for comparison: other recipes, random, random-uint8, herding, k-centre, full.",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="Seeds every draw of the run.")
