@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from condensate import LowRank, Streams, SyntheticDataset, __version__, class_major, cli, load, load_data, scoring
 from condensate.cli import main
+from condensate.commands import Command
 from condensate.rows import Row
 from condensate.sheets import shipped
 
@@ -326,7 +328,7 @@ def test_own_folder__condensed_in_one_call(capsys, tmp_path):
             "convnet-d4: a 8x8 image is too small for depth 4",
         ),
         (["plan", "digits-lodm", "--evaluate.networks", "vgg11"], "vgg11: a 8x8 image is too small"),
-        (["run", "digits-lomtt", "--experts.epochs", "5"], "is 9, past the experts' last snapshot, of epoch 5"),
+        (["run", "digits-lomtt", "--experts.epochs", "5"], "is 8, past the experts' last snapshot, of epoch 5"),
         (["run", "digits-lomtt", "--objective.batch_syn", "21"], "batch_syn is 21, but the synthetic set has 20"),
         (
             ["run", "digits-lomtt", "--experts.make", "false", "--experts.store", "s", "--network.width", "8"],
@@ -439,7 +441,7 @@ def test_mistake__classes_in_another_order(capsys, tmp_path):
 
 
 def test_bug__keeps_its_traceback(monkeypatch):
-    monkeypatch.setitem(cli.COMMANDS, "show", cli.Command("", lambda parser: None, lambda options, keys: 1 / 0))
+    monkeypatch.setitem(cli.COMMANDS, "show", Command("", lambda parser: None, lambda options, keys: 1 / 0))
     with pytest.raises(ZeroDivisionError):
         main(["show"])
 
@@ -463,9 +465,9 @@ def test_display__not_a_terminal__plain_lines(monkeypatch):
 def test_experts__made_finished_and_used(capsys, tmp_path):
     toy = ["--network.width", "8", "--network.depth", "1", "--objective.max_start_epoch", "2"]
     assert main(["experts", "digits-lomtt", "--store", "s", *toy, "--experts.count", "1"]) == 0
-    assert "1 experts (1 made, epochs 0 to 3" in capsys.readouterr().out
+    assert "1 experts (1 made, epochs 0 to 2" in capsys.readouterr().out
     assert main(["experts", "digits-mtt", "--store", "s", *toy, "--experts.count", "2"]) == 0
-    assert "2 experts (1 made, epochs 0 to 3" in capsys.readouterr().out
+    assert "2 experts (1 made, epochs 0 to 2" in capsys.readouterr().out
     run = ["run", "digits-lomtt", *toy, "--experts.count", "2", "--experts.store", "s", "--experts.make", "false"]
     rest = ["--objective.syn_steps", "2", "--condense.episodes", "1", "--evaluate.epochs", "1", "--compare", "[]"]
     assert main([*run, *rest]) == 0
@@ -473,3 +475,61 @@ def test_experts__made_finished_and_used(capsys, tmp_path):
     line = fails(capsys, *run, *rest, "--experts.count", "3")
     assert "holds 2 of 3 experts; finish it with: condensate experts digits-lomtt" in line
     assert "--experts.count 3" in line
+
+
+def test_run__soft_labels__shown_resumed_and_evaluated(capsys, tmp_path):
+    toy = ["--network.width", "8", "--network.depth", "1", "--objective.max_start_epoch", "1", "--experts.count", "1"]
+    toy += [
+        "--objective.syn_steps",
+        "2",
+        "--condense.episodes",
+        "2",
+        "--evaluate.repeats",
+        "1",
+        "--evaluate.epochs",
+        "1",
+    ]
+    toy += ["--experts.store", "s", "--condense.lr_labels", "1", "--budget.ipc", "2", "--compare", "[]"]
+    assert main(["run", "digits-lomtt", *toy, "--out", "soft"]) == 0
+    assert main(["run", "--resume", "soft"]) == 0
+    assert main(["evaluate", "soft", "--evaluate.networks", "same,convnet-w32", "--evaluate.epochs", "1"]) == 0
+    capsys.readouterr()
+    assert main(["plan", "digits-lomtt", *toy]) == 0
+    taken = json.loads((tmp_path / "soft" / "result.json").read_text())["stored"]
+    assert f"{taken['numbers']:,}" in capsys.readouterr().out
+
+
+def test_run__objective_of_another_recipe__takes_experts_with_it(capsys, tmp_path):
+    toy = ["--network.width", "8", "--network.depth", "1", "--objective.max_start_epoch", "1", "--experts.count", "1"]
+    toy += ["--experts.store", "s"]
+    line = fails(capsys, "run", "digits-dm", "--objective.name", "mtt", *toy, "--experts.make", "false")
+    assert "condensate experts digits-dm" in line
+    assert "--objective.name mtt" in line
+    assert main(["experts", "digits-dm", "--objective.name", "mtt", *toy]) == 0
+
+
+def test_mistake__store_of_another_kind__remedy_works(capsys, tmp_path):
+    toy = ["--network.width", "8", "--network.depth", "1", "--objective.max_start_epoch", "1", "--experts.count", "1"]
+    assert main(["experts", "digits-mtt", *toy, "--store", "s"]) == 0
+    (own,) = (tmp_path / "s").iterdir()
+    capsys.readouterr()
+    line = fails(capsys, "run", "digits-mtt", *toy, "--network.width", "9", "--experts.store", str(own))
+    assert "they differ in network" in line
+    remedy = shlex.split(line.split("make the right ones with: condensate ")[1])
+    assert main(remedy) == 0
+
+
+def test_mistake__store_is_a_file_or_not_ours(capsys, tmp_path):
+    (tmp_path / "afile").touch()
+    assert "is a file" in fails(capsys, "run", "digits-mtt", "--experts.store", "afile", "--out", "out")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "manifest.json").write_text("[]")
+    assert "is not of an expert store" in fails(capsys, "run", "digits-mtt", "--experts.store", "other")
+    assert not (tmp_path / "out").exists()
+
+
+def test_resume__other_threads__refused(capsys, tmp_path):
+    assert main(["run", "digits-dm", *QUICK, "--out", "here"]) == 0
+    capsys.readouterr()
+    assert "started with 1 threads" in fails(capsys, "run", "--resume", "here", "--threads", "2")
+    torch.set_num_threads(1)

@@ -190,3 +190,17 @@ def test_options__count_below_one__refused(wrong):
 def test_options__rates_that_cannot_train__refused(wrong):
     with pytest.raises(UserError, match="experts need a finite lr"):
         ExpertOptions(**wrong)
+
+
+def test_make__all_there__nothing_is_written(store, real):
+    store.make(lambda number: trained(real, number))
+    before = {file: file.stat().st_mtime_ns for file in store.folder.iterdir()}
+    store.make(lambda number: trained(real, number))
+    assert before == {file: file.stat().st_mtime_ns for file in store.folder.iterdir()}
+
+
+def test_make__leftovers_of_a_killed_writer_are_removed(store, real):
+    store.folder.mkdir(parents=True)
+    (store.folder / ".expert-00001.safetensors.abc.part").write_bytes(b"half")
+    store.make(lambda number: trained(real, number))
+    assert not list(store.folder.glob(".*.part"))

@@ -395,3 +395,42 @@ def test_prepare__compared_recipe_of_another_objective__takes_what_it_knows():
     run = runs.prepare(resolve("digits-lomtt", changes | {"compare": ["digits-dm", "digits-mtt"]}), session(changes))
     assert run.rows["digits-dm"].evaluate.epochs == run.rows["digits-mtt"].evaluate.epochs == 7
     assert run.rows["digits-mtt"]["objective"]["syn_steps"] == 3
+
+
+def test_prepare__compared_recipe__keeps_what_makes_its_name():
+    changes = {"objective": {"siamese": False}}
+    run = runs.prepare(resolve("digits-lodc", changes | {"compare": ["digits-dsa", "digits-dc"]}), session(changes))
+    assert run.rows["digits-dsa"]["objective"]["siamese"] is True
+    assert run.rows["digits-dc"]["objective"]["siamese"] is False
+
+
+def test_prepare__compared_recipe_of_other_preprocessing__sees_images_its_way(monkeypatch):
+    changes = {"compare": ["digits-dm"]}
+    monkeypatch.setattr(runs, "resolve", lambda name, more=None: resolve(name, more).with_values(data={"zca": True}))
+    run = runs.prepare(resolve("digits-lodm", changes), session())
+    assert run.data["digits-dm"].whitening is not None
+    assert run.data["digits-lodm"].whitening is None
+
+
+def test_prepare__row_without_episodes__asks_for_no_synthetic_batch():
+    changes = {"objective": {"batch_syn": 20}, "compare": ["random"]}
+    runs.prepare(resolve("digits-lomtt", changes), session({"objective": {"batch_syn": 20}}))
+    with pytest.raises(UserError, match=r"row digits-mtt: objective\.batch_syn is 20, but the synthetic set has 10"):
+        runs.prepare(
+            resolve("digits-lomtt", changes | {"compare": ["digits-mtt"]}), session({"objective": {"batch_syn": 20}})
+        )
+
+
+def test_result__seconds_of_all_sessions_and_of_experts_apart(tmp_path, monkeypatch):
+    clock = iter(range(0, 100000, 10))
+    monkeypatch.setattr(rows.time, "monotonic", lambda: float(next(clock)))
+    made = matched(tmp_path, compare=[])
+    with monkeypatch.context() as patch:
+        kept = rows.Row.keep
+        patch.setattr(rows.Row, "keep", lambda *a: (kept(*a), 1 / 0))
+        with pytest.raises(ZeroDivisionError):
+            runs.prepare(made, session(MATCHED)).at(tmp_path / "run", 0).run()
+    before = json.loads((tmp_path / "run" / "checkpoints" / "seconds.json").read_text())
+    result = runs.reopen(tmp_path / "run", DEVICE, session().display).run()["digits-lomtt"]
+    assert result["seconds"] > before["seconds"] > 50
+    assert result["experts_seconds"] == before["experts_seconds"] > 0

@@ -24,7 +24,7 @@ from condensate.errors import UserError, unknown
 from condensate.experts import Parameters, Store, trajectory
 from condensate.networks import LISTS, NETWORKS, VARIANTS, Network, build
 from condensate.objectives import OBJECTIVES, Objective
-from condensate.objectives.trajectory import check_window
+from condensate.objectives.trajectory import check_window, last_epoch
 from condensate.parameterizations import FLOAT_BITS, PARAMETERIZATIONS, Shape, capacity
 from condensate.recipe import Recipe, Values
 from condensate.sheets import resolve, shipped
@@ -163,8 +163,8 @@ def experts(recipe: Recipe, data: ImageData) -> Store:
     options, window = recipe.experts, recipe["objective"]
     if options is None:
         raise UserError(f"{recipe.name} matches no expert trajectories; its objective is {window['name']}, not mtt")
-    needed = window["max_start_epoch"] - 1 + window["expert_epochs"]
-    check_window(window["max_start_epoch"], window["expert_epochs"], options.epochs or needed)
+    epochs = options.epochs or last_epoch(window["max_start_epoch"], window["expert_epochs"])
+    check_window(window["max_start_epoch"], window["expert_epochs"], epochs)
     kind = {
         "data": data.fingerprint,
         "preprocessing": data.preprocessing,
@@ -175,19 +175,21 @@ def experts(recipe: Recipe, data: ImageData) -> Store:
         "training": options.training(),
     }
     root = cache_folder() / "experts" if options.store is None else Path(options.store).expanduser()
-    return Store(root, kind, options.count, options.epochs or needed, _experts_command(recipe))
+    return Store(root, kind, options.count, epochs, _experts_command(recipe))
 
 
 def _experts_command(recipe: Recipe) -> str:
     """The command line that makes a recipe's experts."""
-    words = [f"condensate experts {recipe.name}" if recipe.name in shipped() else "condensate experts RECIPE.yaml"]
-    if recipe.name in shipped():
-        usual = resolve(recipe.name).values
-        for section in ("data", "network", "augment", "objective", "experts"):
-            for key, value in recipe[section].items():
-                if value != usual[section].get(key) and key != "make":
-                    text = "null" if value is None else json.dumps(value) if isinstance(value, list) else value
-                    words.append(f"--{section}.{key} {shlex.quote(str(text))}")
+    if recipe.name not in shipped():
+        return "condensate experts FILE.yaml, with the recipe's file and the same --section.key values as here"
+    words, usual = [f"condensate experts {recipe.name}"], resolve(recipe.name).values
+    for section in ("data", "network", "augment", "objective", "experts"):
+        for key, value in recipe[section].items():
+            if section == "experts" and key == "store" and value and (Path(value) / "manifest.json").is_file():
+                value = str(Path(value).parent)  # the folder of one kind was named; another kind lies beside it
+            if value != usual.get(section, {}).get(key) and key != "make":
+                text = "null" if value is None else json.dumps(value) if isinstance(value, list) else value
+                words.append(f"--{section}.{key} {shlex.quote(str(text))}")
     return " ".join(words)
 
 
@@ -200,7 +202,11 @@ def make_experts(recipe: Recipe, data: ImageData, after: Callable[[int], None] |
     trained = network(recipe, data.shape, len(data.classes), streams("network"))
 
     def train(number: int) -> list[Parameters]:
-        return trajectory(trained, data.train, streams, number, store.epochs, augment, options)
+        try:
+            return trajectory(trained, data.train, streams, number, store.epochs, augment, options)
+        except UserError as error:
+            smaller = f"as in --experts.lr {options.lr / 10:g}"
+            raise UserError(f"an expert diverged at experts.lr {options.lr:g}; try a smaller one, {smaller}") from error
 
     store.make(train, after)
     return store

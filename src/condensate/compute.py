@@ -11,7 +11,7 @@ from torch import Tensor
 from condensate.errors import UserError, unknown
 
 # Compiling a step takes about a minute and about halves it; below this many operations in the whole run it does not
-# pay (at about 100 GFLOP/s on two cores: benchmarks/dm.py prints both).
+# pay (at about 100 GFLOP/s on two cores: python -m benchmarks prints both).
 WORTH_COMPILING = 2e13
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}

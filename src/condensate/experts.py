@@ -94,7 +94,8 @@ class Store:
 
     Nothing is read or written before it is asked for. Any number of processes may make experts in it at once: each
     expert is one file, whole or absent, and who is at one holds a lock that the system frees when its process ends.
-    An expert depends on its number and kind alone, so it does not matter who made it.
+    An expert depends on its number and kind alone, up to the rounding of another device or number of threads (on CUDA
+    also its draws): runs that must agree to the byte share a store.
 
     Args:
         root: Folder of all stores.
@@ -117,6 +118,8 @@ class Store:
 
     def check_kind(self) -> None:
         """Refuse a folder whose experts are of something else."""
+        if self.root.exists() and not self.root.is_dir():
+            raise UserError(f"experts.store must be a folder, and {self.root} is a file; name another")
         manifest = self.folder / "manifest.json"
         if not manifest.is_file():
             return
@@ -124,6 +127,8 @@ class Store:
             kind = json.loads(manifest.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{manifest} is damaged; delete {self.folder} and run: {self.remedy}") from error
+        if not isinstance(kind, dict) or "format" not in kind:
+            raise UserError(f"{manifest} is not of an expert store; name another folder with --experts.store")
         if kind != self.kind:
             other = sorted(key for key in {*kind, *self.kind} if kind.get(key) != self.kind.get(key))
             raise UserError(
@@ -161,8 +166,11 @@ class Store:
             after: Called with the number of experts that are there, after each.
         """
         self.check_kind()
-        with replacing(self.folder / "manifest.json") as part:
-            part.write_text(json.dumps(self.kind, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        if not self.missing():
+            return
+        if not (self.folder / "manifest.json").is_file():
+            with replacing(self.folder / "manifest.json") as part:
+                part.write_text(json.dumps(self.kind, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         for wait in (False, True):  # those nobody is at first, then those that others have not finished
             for number in self.missing():
                 with _claim(self.folder / ".locks" / f"{number:05d}", wait) as mine:
@@ -185,6 +193,8 @@ class Store:
         return self.folder / f"expert-{number:05d}.safetensors"
 
     def _write(self, number: int, snapshots: list[Parameters]) -> None:
+        for left in self.folder.glob(f".{self._file(number).name}.*.part"):  # by a writer that was killed
+            left.unlink(missing_ok=True)
         tensors = {f"{epoch:04d}.{name}": value for epoch, held in enumerate(snapshots) for name, value in held.items()}
         with replacing(self._file(number)) as part:
             part.write_bytes(save(tensors, metadata={"epochs": str(len(snapshots) - 1)}))

@@ -19,6 +19,7 @@ from condensate.data.cache import folder as cache_folder
 from condensate.experts import PRECISIONS
 from condensate.networks import NETWORKS, Network
 from condensate.objectives import OBJECTIVES
+from condensate.objectives.trajectory import last_epoch
 from condensate.parameterizations import PARAMETERIZATIONS, Shape
 from condensate.recipe import Recipe
 from condensate.streams import Streams
@@ -109,6 +110,8 @@ def plan(recipe: Recipe, device: torch.device) -> Plan:
     cost = storage.cost(images, shape, **recipe.options("parameterization"))
     settled = assemble.settle_compute(recipe, shape, classes, images, device)
     work = OBJECTIVES[recipe["objective"]["name"]].planned(classes, images, **recipe.options("objective"))
+    labels = images * classes if recipe.condense.lr_labels else 0
+    labels += 1 if recipe.experts is not None else 0  # the step size
     batch = min(256, images)
     rates = _rates(settled, shape, classes, batch, device)
     options, evaluated = recipe.condense, recipe.evaluate
@@ -119,13 +122,13 @@ def plan(recipe: Recipe, device: torch.device) -> Plan:
     activations = max(per_image * max(min(chunk, images), batch), 512 * per_image // 4)
     experts = _experts(recipe, shape, classes, data, rates)
     if experts is not None:  # the student's parameters after every step
-        held += recipe["objective"]["syn_steps"] * experts.bytes // (experts.count * (experts.epochs + 1))
+        held += recipe["objective"]["syn_steps"] * 4 * _parameters(recipe, shape, classes)
     return Plan(
         shape,
         classes,
         each,
-        cost.numbers,
-        cost.bits // 8,
+        cost.numbers + labels,
+        cost.bits // 8 + 4 * labels,
         recipe.budget.bits(classes, shape) // 8,
         settled["compute"]["compile"] == "always",
         settled["compute"]["precision"],
@@ -141,14 +144,17 @@ def _experts(recipe: Recipe, shape: Shape, classes: int, data: ImageData | None,
     options, window = recipe.experts, recipe["objective"]
     if options is None:
         return None
-    epochs = options.epochs or window["max_start_epoch"] - 1 + window["expert_epochs"]
-    parameters = sum(p.numel() for p in assemble.network(recipe, shape, classes, Streams(0)("count")).parameters())
-    kept = options.count * (epochs + 1) * parameters * PRECISIONS[options.precision].itemsize
+    epochs = options.epochs or last_epoch(window["max_start_epoch"], window["expert_epochs"])
+    kept = (epochs + 1) * _parameters(recipe, shape, classes) * PRECISIONS[options.precision].itemsize * options.count
     if data is None:
         return ExpertPlan(options.count, options.count, epochs, kept, None)
     whitened = recipe["data"]["zca"]  # which experts are there shows only after the whitening is fitted
     missing = options.count if whitened else len(assemble.experts(recipe, data).missing())
     return ExpertPlan(options.count, missing, epochs, kept, missing * epochs * len(data.train) / rates.training)
+
+
+def _parameters(recipe: Recipe, shape: Shape, classes: int) -> int:
+    return sum(p.numel() for p in assemble.network(recipe, shape, classes, Streams(0)("count")).parameters())
 
 
 def _data(recipe: Recipe) -> tuple[Shape, int, int, ImageData | None]:

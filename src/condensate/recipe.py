@@ -201,6 +201,8 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Values:
             merged[key] = dict(deepcopy(value)) if renamed else merge(old, value)
             if renamed and key == "objective" and EXPERTS not in changes:
                 merged.pop(EXPERTS, None)
+                for learned in {"lr_labels", "lr_step"} - set(changes.get("condense", ())):
+                    merged.get("condense", {}).pop(learned, None)
         else:
             merged[key] = deepcopy(value)
     return merged

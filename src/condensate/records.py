@@ -59,13 +59,14 @@ def environment(device: torch.device) -> Values:
 def stored(synthetic: SyntheticDataset, artefact: Path) -> Values:
     """What a saved set takes, as in ``result.json``."""
     cost, whitening = synthetic.cost(), synthetic.whitening
+    each, rest = divmod(len(synthetic), len(synthetic.classes))
     side = None if whitening is None else artefact.with_name(file_name(whitening.digest))
     return {
         "numbers": cost.numbers,
         "tensor_bytes": cost.bits // 8,
         "file_bytes": artefact.stat().st_size,
         "side_bytes": 0 if side is None else side.stat().st_size,
-        "images_per_class": synthetic.per_class,
+        "images_per_class": each if not rest else len(synthetic) / len(synthetic.classes),
     }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from shutil import rmtree
 
 import torch
 from safetensors import safe_open
@@ -33,10 +34,11 @@ from condensate.records import (
 )
 from condensate.scoring import score
 from condensate.streams import Streams
-from condensate.synthetic import SyntheticDataset, load
+from condensate.synthetic import LARGEST_STEP_SIZE, SMALLEST_STEP_SIZE, SyntheticDataset, load
 from condensate.training import Examples
 
 FULL = "full"
+BOUNDS = f"{SMALLEST_STEP_SIZE:g} to {LARGEST_STEP_SIZE:g}"
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,15 @@ class Row:
         self.streams = Streams(recipe["seed"], session.device)
         self.checkpoint = folder / "checkpoints" / "condense.safetensors"
         self.scored = folder / "checkpoints" / "evaluate.json"
+        self.timed = folder / "checkpoints" / "seconds.json"
+        self.began, self.on_experts = time.monotonic(), 0.0
 
     def run(self) -> Values:
         """The row's result, from its file if it is there."""
         file = self.folder / "result.json"
         if file.is_file():
             return dict(read_json(file))
-        began = time.monotonic()
+        self.began = time.monotonic()
         (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         write(self.folder / "recipe.yaml", self.recipe.dump())
         write_json(self.folder / "environment.json", self.session.described(self.recipe.name))
@@ -86,15 +90,15 @@ class Row:
             if not artefact.is_file():
                 synthetic = self.condense()
                 synthetic.save(artefact)
+                self.keep_time()
             synthetic = load(artefact).to(self.session.device)
             save_grid(synthetic, self.folder / "images.png")
             examples, kept = synthetic, stored(synthetic, artefact)
         scores = self.evaluate(examples)
-        result = self.result(scores, kept, artefact, time.monotonic() - began)
+        result = self.result(scores, kept, artefact)
         write_json(file, result)
-        for leftover in (self.folder / "checkpoints").iterdir():
-            leftover.unlink()
-        (self.folder / "checkpoints").rmdir()
+        rmtree(self.folder / "checkpoints")
+        rmtree(self.folder / "experts", ignore_errors=True)  # of a smoke run
         return result
 
     def condense(self) -> SyntheticDataset:
@@ -110,6 +114,7 @@ class Row:
         start, velocity = self.restore(synthetic)
         if compute.compiled and start < options.episodes:
             display.say("compiling: the first episode takes up to a minute longer, the others half as long")
+        told: list[int] = []
         log, last = (self.folder / "log.jsonl").open("a"), time.monotonic()
         with log, display.work(f"{self.name}: condense", options.episodes, start) as step:
 
@@ -121,11 +126,15 @@ class Row:
                     line = {"episode": number, "loss": loss, "seconds": round((now - last) / count, 6)}
                     if progress.step_sizes:
                         line["step_size"] = progress.step_sizes[past]
+                    if progress.projected and past + 1 == count:
+                        line["projected"] = progress.projected
                     log.write(json.dumps(line) + "\n")
                 last = now
-                if progress.projected:
+                if progress.projected and not told:
+                    told.append(progress.episode)
                     display.say(
-                        f"{self.name}: the step size left its bounds, in episode {progress.episode}, and was put back"
+                        f"{self.name}: in episode {progress.episode} the step size left its bounds, {BOUNDS}, and was "
+                        f"put back; if it stays there, lower --condense.lr_step, which is {options.lr_step:g}"
                     )
                 step(progress.episode + 1, f"loss {progress.losses[-1]:.4g}")
                 due = (progress.episode + 1) // options.checkpoint > (
@@ -154,11 +163,14 @@ class Row:
         if self.session.smoke:
             recipe = recipe.with_values(experts={"store": str(self.folder / "experts")})
         store = assemble.experts(recipe, self.data)
-        missing = len(store.missing())
+        if recipe.experts is not None and not recipe.experts.make:
+            store.check_complete()
+        missing, began = len(store.missing()), time.monotonic()
         if missing:
             self.session.display.say(f"{missing} of {len(store)} experts to be made first, in {store.folder}")
             with self.session.display.work(f"{self.name}: experts", len(store), len(store) - missing) as step:
                 assemble.make_experts(recipe, self.data, step)
+            self.on_experts = time.monotonic() - began
         return recipe
 
     def save(self, synthetic: SyntheticDataset, progress: Progress) -> None:
@@ -168,6 +180,7 @@ class Row:
         with replacing(self.checkpoint) as part:
             held = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
             save_file(held, part, {"next": str(progress.episode + 1)})
+        self.keep_time()
 
     def restore(self, synthetic: SyntheticDataset) -> tuple[int, dict[str, torch.Tensor]]:
         """Put the last checkpoint into ``synthetic``; the next episode and the momentum. Cuts the log to match."""
@@ -185,6 +198,20 @@ class Row:
             write(log, "".join(lines))
         return start, parts["velocity"]
 
+    def spent(self) -> dict[str, float]:
+        """Seconds of this session and of those before it up to what they left to go on from; experts apart."""
+        before = read_json(self.timed) if self.timed.is_file() else {"seconds": 0.0, "experts_seconds": 0.0}
+        now = time.monotonic() - self.began - self.on_experts
+        return {
+            "seconds": round(before["seconds"] + now, 3),
+            "experts_seconds": round(before["experts_seconds"] + self.on_experts, 3),
+        }
+
+    def keep_time(self) -> None:
+        """Write down the seconds spent so far, as what goes with them is written."""
+        write_json(self.timed, self.spent())
+        self.began, self.on_experts = time.monotonic(), 0.0
+
     def evaluate(self, examples: Examples) -> list[Score]:
         """Scores of all the recipe's networks, those already scored from the file of the last session."""
         title, full = f"{self.name}: evaluate", self.name == FULL
@@ -200,8 +227,9 @@ class Row:
     def keep(self, network: str, accuracies: Sequence[float]) -> None:
         """Write down the accuracies of a network so far."""
         write_json(self.scored, self.kept() | {network: list(accuracies)})
+        self.keep_time()
 
-    def result(self, scores: Sequence[Score], kept: Values, artefact: Path, seconds: float) -> Values:
+    def result(self, scores: Sequence[Score], kept: Values, artefact: Path) -> Values:
         """What goes to ``result.json``."""
         recipe = self.recipe
         return {
@@ -213,7 +241,7 @@ class Row:
             "fraction": fraction(recipe),
             "smoke": self.session.smoke,
             **environment(self.session.device),
-            "seconds": round(seconds, 3),
+            **self.spent(),
             "peak_bytes": peak_bytes(self.session.device),
             "budget": recipe["budget"],
             "compute": recipe["compute"],

@@ -73,14 +73,14 @@ class Run:
     Args:
         recipe: Of the main row.
         rows: Recipes by name, the main one first.
-        data: Loaded.
+        data: Loaded, by row: those of most rows are one.
         session: Device and display.
         folder: Where; the main row lies in it, the others under ``compare/<row>``.
     """
 
     recipe: Recipe
     rows: dict[str, Recipe]
-    data: ImageData
+    data: dict[str, ImageData]
     session: Session
     folder: Path = Path()
 
@@ -98,12 +98,18 @@ class Run:
         results = {}
         for name, recipe in self.rows.items():
             folder = self.folder if name == self.recipe.name else self.folder / "compare" / name
-            results[name] = Row(name, recipe, folder, self.data, self.session).run()
+            results[name] = Row(name, recipe, folder, self.data[name], self.session).run()
         return results
 
 
-def prepare(recipe: Recipe, session: Session) -> Run:
-    """Load the data and check all that can be checked before anything is written."""
+def prepare(recipe: Recipe, session: Session, *, resumed: bool = False) -> Run:
+    """Load the data and check all that can be checked before anything is written.
+
+    Args:
+        recipe: Of the main row.
+        session: Device and display.
+        resumed: Whether a part may be done already, and so need less than all of it did.
+    """
     if session.smoke:
         name = recipe["data"]["name"]
         recipe = smoked(recipe)
@@ -111,49 +117,76 @@ def prepare(recipe: Recipe, session: Session) -> Run:
         height, width = (min(side, SMOKED_SIDE) for side in sides)
         data = assemble.random_data((channels, height, width), session.device)
     else:
-        if recipe["data"]["path"] is not None:  # so that the run can be resumed from any folder
-            recipe = recipe.with_values(data={"path": str(Path(recipe["data"]["path"]).expanduser().resolve())})
-        if recipe.experts is not None and recipe.experts.store is not None:
-            recipe = recipe.with_values(experts={"store": str(Path(recipe.experts.store).expanduser().resolve())})
+        recipe = _placed(recipe)
         data = assemble.image_data(recipe, session.device)
-    assemble.scoring_split(recipe, data)
     if recipe.name in recipe["compare"]:
         raise UserError(f"{recipe.name} cannot be compared with itself; take it out of compare")
-    rows = {recipe.name: recipe} | {row: _row_recipe(recipe, row, data, session) for row in recipe["compare"]}
-    rows = {name: row if name == FULL else _settled(row, data, session) for name, row in rows.items()}
-    return Run(rows[recipe.name], rows, data, session)
+    rows, datasets = {recipe.name: recipe}, {recipe.name: data}
+    for row in recipe["compare"]:
+        rows[row] = _row_recipe(recipe, row, data, session)
+        same = session.smoke or rows[row]["data"] == recipe["data"]
+        datasets[row] = data if same else assemble.image_data(rows[row], session.device)
+    for row, found in rows.items():
+        try:
+            assemble.scoring_split(found, datasets[row])
+            rows[row] = found if row == FULL else _settled(found, datasets[row], session, resumed)
+        except UserError as error:
+            raise error if row == recipe.name else UserError(f"row {row}: {error}") from error
+    return Run(rows[recipe.name], rows, datasets, session)
 
 
-def reopen(folder: Path, device: torch.device, display: Display) -> Run:
-    """The run in a folder, to go on with it."""
+def reopen(folder: Path, device: torch.device, display: Display, threads: int | None = None) -> Run:
+    """The run in a folder, to go on with it under the number of threads it was started with.
+
+    Raises:
+        UserError: There is no run, or it was started on another kind of device or with other threads than asked for.
+    """
     try:
         before = json.loads((folder / "environment.json").read_text())
         _, values, _ = find(str(folder / "recipe.yaml"))
         session = Session(device, display, before["overrides"], before["smoke"])
         recipe = complete(before["recipe"], values)
+        used, place = int(before["machine"]["threads"]), before["device"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder} holds no run to go on with: {' '.join(str(error).split())}") from error
-    return replace(prepare(recipe, session), folder=folder)
+    if (place == "cpu") != (device.type == "cpu"):
+        raise UserError(f"the run in {folder} was started on {place} and goes on there; {device} draws other numbers")
+    if threads not in (None, used):
+        raise UserError(f"the run in {folder} was started with {used} threads and goes on with them: drop --threads")
+    torch.set_num_threads(used)
+    return replace(prepare(recipe, session, resumed=True), folder=folder)
 
 
-def _settled(recipe: Recipe, data: ImageData, session: Session) -> Recipe:
+def _placed(recipe: Recipe) -> Recipe:
+    """The recipe with whole paths, so that the run can be resumed from any folder."""
+    if recipe["data"]["path"] is not None:
+        recipe = recipe.with_values(data={"path": str(Path(recipe["data"]["path"]).expanduser().resolve())})
+    if recipe.experts is not None and recipe.experts.store is not None:
+        recipe = recipe.with_values(experts={"store": str(Path(recipe.experts.store).expanduser().resolve())})
+    return recipe
+
+
+def _settled(recipe: Recipe, data: ImageData, session: Session, resumed: bool) -> Recipe:
     """The recipe of a row with nothing left to choose; raises if a network or the budget does not suit the images."""
     classes, shape = len(data.classes), data.shape
     assemble.networks_of(recipe, shape, classes)
     images = classes * assemble.images_per_class(recipe, classes, shape)
+    if not recipe.condense.episodes:
+        return recipe
     settled = assemble.settle_compute(recipe, shape, classes, images, session.device)
-    if recipe.condense.episodes:
-        storage = PARAMETERIZATIONS[recipe["parameterization"]["name"]]
-        if not list(storage(1, shape, **recipe.options("parameterization")).parameters()):
-            raise UserError(
-                f"{storage.__name__} holds real images and has nothing to condense; set condense.episodes 0"
-            )
-        compute = assemble.compute(settled, session.device)
-        assemble.objective(settled, data, compute, Streams(0, session.device))
-        if settled.experts is not None and not session.smoke:
-            store = assemble.experts(settled, data)
-            store.check_kind() if settled.experts.make else store.check_complete()
+    storage = PARAMETERIZATIONS[recipe["parameterization"]["name"]]
+    if not list(storage(1, shape, **recipe.options("parameterization")).parameters()):
+        raise UserError(f"{storage.__name__} holds real images and has nothing to condense; set condense.episodes 0")
+    compute = assemble.compute(settled, session.device)
+    assemble.objective(settled, data, compute, Streams(0, session.device))
+    if settled.experts is not None and not session.smoke and not resumed:
+        store = assemble.experts(settled, data)
+        store.check_kind() if settled.experts.make else store.check_complete()
     return settled
+
+
+# Which images a comparison row has is the run's; how they are seen is its own.
+WHICH_IMAGES = ("name", "path", "size", "channels", "validation")
 
 
 def _row_recipe(recipe: Recipe, row: str, data: ImageData, session: Session) -> Recipe:
@@ -165,7 +198,7 @@ def _row_recipe(recipe: Recipe, row: str, data: ImageData, session: Session) -> 
         raise unknown("row to compare with", row, [*assemble.BASELINES, FULL, *shipped()])
     other = resolve(row)
     own = {"parameterization": None, "compare": None, "condense": {"lr"}}
-    if other["objective"]["name"] != recipe["objective"]["name"]:  # what one objective takes the other may not know
+    if _method(other) != _method(recipe):  # what one method takes the other may not know, or not mean
         own |= {"objective": None, "experts": None, "condense": {"lr", "lr_labels", "lr_step"}}
     kept: Values = {}
     for section, content in session.changes.items():
@@ -174,5 +207,12 @@ def _row_recipe(recipe: Recipe, row: str, data: ImageData, session: Session) -> 
             kept[section] = (
                 {key: value for key, value in content.items() if key not in left_out} if left_out else content
             )
-    other = resolve(row, merge(kept, {"seed": recipe["seed"], "compare": [], "data": recipe["data"]}))
-    return smoked(other) if session.smoke else other
+    which = {key: recipe["data"][key] for key in WHICH_IMAGES}
+    other = resolve(row, merge(kept, {"seed": recipe["seed"], "compare": [], "data": which}))
+    return smoked(other) if session.smoke else _placed(other)
+
+
+def _method(recipe: Recipe) -> tuple[object, ...]:
+    """What makes a method: its objective, and whether that is matched under augmentation."""
+    objective = recipe["objective"]
+    return objective["name"], objective.get("siamese")

@@ -88,7 +88,13 @@ def check_keys(values: Values, known: list[str]) -> None:
 
 def one_line(error: Exception) -> str:
     """A parser's message on one line, in plain words."""
-    text = " ".join(str(error).split()).replace("Parser key ", "").replace("<class '", "").replace("'>", "")
+    text = (
+        " ".join(str(error).split())
+        .replace("Parser key ", "")
+        .replace("<class '", "")
+        .replace("'>", "")
+        .replace("typing.Literal", "one of ")
+    )
     return text.replace('"', "", 2)
 
 

@@ -107,7 +107,7 @@ def naive(objective: TrajectoryMatching, of: SyntheticDataset, number: int) -> T
             if not waiting:
                 order = torch.randperm(len(of), generator=generator)
                 waiting = list(order.split(objective.batch_syn or len(of)))
-            index = waiting.pop(0)
+            index = waiting.pop()
             drawn = objective.augment.draw(generator, len(index), SHAPE[1:], shared_op=True)
             loss = cross_entropy(functional_call(objective.network, theta, drawn(images[index])), of.labels[index])
             slope = torch.autograd.grad(loss, list(theta.values()), create_graph=True)

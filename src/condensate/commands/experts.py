@@ -7,7 +7,6 @@ from condensate.commands.base import Command, chosen_device, machine_options, re
 from condensate.console import Display, size
 from condensate.errors import UserError
 from condensate.recipe import Values, merge
-from condensate.schema import complete
 from condensate.sheets import find, shipped
 
 
@@ -21,9 +20,10 @@ def _experts(options: argparse.Namespace, keys: Values) -> None:
     if options.store is not None:
         keys = merge(keys, {"experts": {"store": options.store}})
     device, display = chosen_device(options.device), Display()
-    name, values, about = find(options.recipe)
-    if complete(name, values, about).experts is None:
-        raise UserError(f"{name} matches no expert trajectories; those that do: {', '.join(_with_experts()[:6])} ...")
+    _, values, _ = find(options.recipe)
+    if merge(values, keys).get("objective", {}).get("name") != "mtt":
+        some = ", ".join(_with_experts()[:6])
+        raise UserError(f"{options.recipe} matches no expert trajectories; those that do: {some} ...")
     recipe, _ = read_recipe(options.recipe, keys)
     data = assemble.image_data(recipe, device)
     store = assemble.experts(recipe, data)

@@ -16,7 +16,9 @@ def _plan_options(parser: argparse.ArgumentParser) -> None:
 def _plan(options: argparse.Namespace, keys: Values) -> None:
     recipe, _ = read_recipe(options.recipe, keys)
     expected = plan(recipe, chosen_device(options.device))
-    how = f"{'compiled' if expected.compiled else 'eager'}, real features in {expected.precision}"
+    how = "compiled" if expected.compiled else "eager"
+    if expected.experts is None:
+        how += f", what carries no gradient to the images in {expected.precision}"
     rows = [
         ["image", "x".join(map(str, expected.shape))],
         ["classes", str(expected.classes)],

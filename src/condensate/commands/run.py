@@ -28,7 +28,8 @@ def _run(options: argparse.Namespace, keys: Values) -> None:
         if options.recipe or options.out or options.seeds or keys or options.smoke:
             raise UserError("--resume takes everything from the folder: give no RECIPE, --out, --seeds, --smoke or key")
         top = options.resume
-        jobs = [runs.reopen(folder, device, display) for folder in sorted(top.glob("seed*"), key=_seed_number) or [top]]
+        folders = sorted(top.glob("seed*"), key=_seed_number) or [top]
+        jobs = [runs.reopen(folder, device, display, options.threads) for folder in folders]
     else:
         if not options.recipe:
             raise UserError("run needs a RECIPE, as in: condensate run digits-lodm; list: condensate recipes")

@@ -53,8 +53,8 @@ class TrajectoryMatching(Objective):
     get -a ds/d(images, labels), the step size -s, and lam becomes lam - a ds/d theta_i. Memory is that of one chunk
     of one step and, for every step, one copy of the parameters and the augmentation's draw.
 
-    Batches are pieces of a permutation of the whole set, drawn anew when it is used up. BatchNorm layers use their
-    batch's statistics, as in training, and go through the network in one piece.
+    Batches are pieces of a permutation of the whole set, the last one first, drawn anew when it is used up. BatchNorm
+    layers use their batch's statistics, as in training, and go through the network in one piece.
 
     Args:
         experts: Trajectories of the same network on real images.
@@ -117,10 +117,7 @@ class TrajectoryMatching(Objective):
     def planned(cls, classes: int, images: int, **options: Any) -> Work:
         """3 forwards' operations an image and step on the way, 9 on the way back."""
         batch = options["batch_syn"] or images
-        if batch > images:
-            raise UserError(
-                f"objective.batch_syn is {batch}, but the synthetic set has {images} images; set it to null"
-            )
+        check_batch(batch, images)
         return Work(0, 4 * int(options["experts_per_step"]) * int(options["syn_steps"]) * int(batch))
 
     def episode(self, synthetic: SyntheticDataset, number: int) -> Iterator[Tensor]:
@@ -129,11 +126,7 @@ class TrajectoryMatching(Objective):
             raise UserError(
                 "trajectory matching needs a set with a step size, as in SyntheticDataset(..., step_size=0.01)"
             )
-        if (self.batch_syn or 0) > len(synthetic):
-            raise UserError(
-                f"objective.batch_syn is {self.batch_syn}, but the synthetic set has {len(synthetic)} images; "
-                "set it to null"
-            )
+        check_batch(self.batch_syn or 1, len(synthetic))
         labels = synthetic.labels.detach()
         current = _Set(
             synthetic.images().detach().to(self.dtype),
@@ -184,7 +177,7 @@ class TrajectoryMatching(Objective):
             if not pieces:
                 order = torch.randperm(len(images), generator=generator, device=generator.device)
                 pieces = list(order.split(self.batch_syn or len(images)))
-            index = pieces.pop(0).to(images.device)
+            index = pieces.pop().to(images.device)
             size = (images.shape[2], images.shape[3])
             steps.append(_Step(index, self.augment.draw(generator, len(index), size, shared_op=True)))
         return steps
@@ -236,9 +229,20 @@ class TrajectoryMatching(Objective):
                 learned.grad = share if learned.grad is None else learned.grad + share
 
 
+def check_batch(batch: int, images: int) -> None:
+    """Refuse a synthetic batch larger than the set."""
+    if batch > images:
+        raise UserError(f"objective.batch_syn is {batch}, but the synthetic set has {images} images; set it to null")
+
+
+def last_epoch(max_start_epoch: int, expert_epochs: int) -> int:
+    """The last epoch of an expert that a student may have to reach."""
+    return max_start_epoch - 1 + expert_epochs
+
+
 def check_window(max_start_epoch: int, expert_epochs: int, epochs: int) -> None:
     """Refuse start epochs from which the expert's end lies past its last snapshot."""
-    last = max_start_epoch - 1 + expert_epochs
+    last = last_epoch(max_start_epoch, expert_epochs)
     if last > epochs:
         raise UserError(
             f"objective.max_start_epoch - 1 + objective.expert_epochs is {last}, past the experts' last snapshot, of "
