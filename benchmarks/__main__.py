@@ -197,35 +197,52 @@ class Straight:
         return {n: torch.lerp(p, self.ends[1][n], 0.1 * epoch) for n, p in self.ends[0].items()}
 
 
-def mtt_rows(data: ImageData, repeats: int, steps: int) -> list[Row]:
+def mtt_ways(data: ImageData, steps: int) -> dict[str, Callable[[], object]]:
     """An iteration of LoMTT on CIFAR-10 at IPC 1, rank 2: 80 images, all of them in every step."""
     recipe = resolve("cifar10-lodm-ipc1")
     device = data.train.raw.device
     streams, generator = Streams(0, device), Streams(0)("published")
     experts = Straight(data, streams)
-    ways: dict[str, Callable[[], object]] = {}
 
     def made() -> SyntheticDataset:
         synthetic = start(recipe, data, streams)
         synthetic.step_size = torch.nn.Parameter(torch.tensor(0.01, device=device))
         return synthetic
 
+    def ours(compute: Compute) -> Callable[[], object]:
+        network = build_network("convnet", data.shape, 10, streams("net"))
+        matching = TrajectoryMatching(experts, network, Augment(), streams, compute, syn_steps=steps, max_start_epoch=1)
+        return episode(matching, made(), 1e-3)
+
     plain = made()
     assert plain.step_size is not None
     step_size = plain.step_size
     optimizer = torch.optim.SGD(plain.parameters(), 1e-3, 0.5)
-    if steps <= 20:  # beyond, the graph takes more memory than two-core machines have
-        network = build_network("convnet", data.shape, 10, streams("net"))
-        first, last = ({n: p.to(device) for n, p in experts.parameters(0, epoch).items()} for epoch in (0, 2))
-        ways["published"] = lambda: published.mtt_episode(
+    network = build_network("convnet", data.shape, 10, streams("net"))
+    first, last = ({n: p.to(device) for n, p in experts.parameters(0, epoch).items()} for epoch in (0, 2))
+    return {
+        "published": lambda: published.mtt_episode(
             network, first, last, plain.images, plain.labels, step_size, optimizer, generator, steps
-        )
-    for name, compute in (("ours, float32", WAYS["ours, float32"]), ("ours, not compiled", Compute())):
-        network = build_network("convnet", data.shape, 10, streams("net"))
-        matching = TrajectoryMatching(experts, network, Augment(), streams, compute, syn_steps=steps, max_start_epoch=1)
-        ways[name] = episode(matching, made(), 1e-3)
-    operations = 12 * steps * len(plain) * operations_per_image(data)
-    return interleaved(f"mtt iteration, {steps} steps", ways, operations, repeats)
+        ),
+        "ours, float32": ours(WAYS["ours, float32"]),
+        "ours, not compiled": ours(Compute()),
+    }
+
+
+def mtt_rows(data: ImageData, repeats: int) -> list[Row]:
+    """An iteration of ten steps."""
+    operations = 12 * 10 * 80 * operations_per_image(data)
+    return interleaved("mtt iteration, 10 steps", mtt_ways(data, 10), operations, repeats)
+
+
+def mtt_memory(data: ImageData) -> dict[str, int]:
+    """Peak bytes of an iteration by its steps, both ways eager; the graph of 50 steps is left out, 20 GiB or so."""
+    found = {}
+    for steps in (5, 10, 20, 50):
+        for name, way in mtt_ways(data, steps).items():
+            if name == "ours, not compiled" or (name == "published" and steps <= 20):
+                found[f"mtt iteration, {steps} steps/{name}"] = peak_bytes(way)
+    return found
 
 
 def feature_rows(data: ImageData, repeats: int) -> list[Row]:
@@ -274,7 +291,7 @@ def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
     return max(rates)
 
 
-WORKS = ["features", "dm", "lodm", "dc", "mtt", "mtt-memory"]
+WORKS = ["features", "dm", "lodm", "dc", "mtt"]
 
 
 def works(data: ImageData, repeats: int) -> dict[str, Callable[[], list[Row]]]:
@@ -284,8 +301,7 @@ def works(data: ImageData, repeats: int) -> dict[str, Callable[[], list[Row]]]:
         "dm": lambda: dm_rows("dm", data, repeats),
         "lodm": lambda: dm_rows("lodm", data, repeats),
         "dc": lambda: dc_rows(data, repeats),
-        "mtt": lambda: mtt_rows(data, repeats, 10),
-        "mtt-memory": lambda: [row for steps in (5, 20, 50) for row in mtt_rows(data, min(repeats, 1), steps)],
+        "mtt": lambda: mtt_rows(data, repeats),
     }
 
 
@@ -304,8 +320,9 @@ def main() -> None:
     device, repeats = torch.device(options.device), 3 if options.quick else options.repeats
     data = cifar_like(options.data, device)
     if options.measure_memory:
-        found = works(data, 0)[options.only[0]]()
-        print(json.dumps({f"{row.work}/{row.way}": row.memory for row in found}))
+        name = options.only[0]
+        peaks = {f"{row.work}/{row.way}": row.memory for row in works(data, 0)[name]()}
+        print(json.dumps(peaks | (mtt_memory(data) if name == "mtt" else {})))
         return
     rates = {"float32": matrix_rate(torch.float32, device)}
     if has_bfloat16(device):
@@ -337,9 +354,17 @@ def main() -> None:
     show_table("CIFAR-10, ConvNet-3 of width 128, 256 real images a class", columns, shown)
     for name, rate in rates.items():
         print(f"matrix products in {name}: {rate / 1e9:.0f} GFLOP/s")
+    for name, peak in memory.items():
+        print(f"peak memory, {name}: {size(peak)}")
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        content = {"rows": written, "matrix_rates": rates, "data": options.data is not None, **environment(device)}
+        content = {
+            "rows": written,
+            "peak_memory": memory,
+            "matrix_rates": rates,
+            "data": options.data is not None,
+            **environment(device),
+        }
         options.json.write_text(json.dumps(content, indent=1) + "\n")
 
 
