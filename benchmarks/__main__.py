@@ -350,7 +350,7 @@ def main() -> None:
         cells.append("" if row.memory is None else size(row.memory))
         shown.append([row.work, row.way, f"{median(row.seconds):.3f}", spread, *cells])
         written.append(row.__dict__ | {"median": median(row.seconds), "times_faster": faster, "share_of_rate": share})
-    columns = ["work", "way", "seconds", "min .. max", "times faster", "of matrix rate", "first", "memory"]
+    columns = ["work", "way", "seconds", "min .. max", "faster", "of rate", "first", "memory"]
     show_table("CIFAR-10, ConvNet-3 of width 128, 256 real images a class", columns, shown)
     for name, rate in rates.items():
         print(f"matrix products in {name}: {rate / 1e9:.0f} GFLOP/s")
