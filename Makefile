@@ -28,8 +28,8 @@ format: $(READY)
 bench: $(READY)  ## published way against ours, on this machine; ARGS="--data FOLDER --device cuda"
 	$(BIN)/python -m benchmarks $(ARGS)
 
-# Every method over both storages and every baseline, three seeds, at the storage of 1 and of 10 images a class: half an
-# hour with make -j2 digits on two cores. It can be stopped, and goes on by: condensate run --resume runs/digits-table/ipc1
+# Every method over both storages and every baseline, three seeds, at the storage of 1 and of 10 images a class: make
+# -j2 digits took 36 minutes on two cores beside other work. It can be stopped, and goes on by: condensate run --resume runs/digits-table/ipc1
 METHODS = digits-lodm$(1),digits-dm$(1),digits-lodc$(1),digits-dc$(1),digits-lodsa$(1),digits-dsa$(1),digits-lomtt$(1),digits-mtt$(1)
 BASELINES = random,random-uint8,herding,k-centre,full
 digits: digits-ipc1 digits-ipc10  ## the table of docs/results.md

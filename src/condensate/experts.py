@@ -10,20 +10,19 @@ from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from condensate.atomic import replacing
 from condensate.augment import Augment
+from condensate.compute import PRECISIONS
 from condensate.errors import UserError
 from condensate.networks import Network
 from condensate.streams import Streams
 from condensate.training import Examples, fit
 
 FORMAT = 1
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Parameters = dict[str, Tensor]
 

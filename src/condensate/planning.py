@@ -14,9 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from condensate import assemble
 from condensate.atomic import replacing
+from condensate.compute import PRECISIONS
 from condensate.data import KNOWN, ImageData
 from condensate.data.cache import folder as cache_folder
-from condensate.experts import PRECISIONS
 from condensate.networks import NETWORKS, Network
 from condensate.objectives import OBJECTIVES
 from condensate.objectives.trajectory import last_epoch

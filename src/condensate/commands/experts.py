@@ -6,6 +6,7 @@ from condensate import assemble
 from condensate.commands.base import Command, chosen_device, machine_options, read_recipe, recipe_option
 from condensate.console import Display, size
 from condensate.errors import UserError
+from condensate.objectives import OBJECTIVES
 from condensate.recipe import Values, merge
 from condensate.sheets import find, shipped
 
@@ -21,7 +22,7 @@ def _experts(options: argparse.Namespace, keys: Values) -> None:
         keys = merge(keys, {"experts": {"store": options.store}})
     device, display = chosen_device(options.device), Display()
     _, values, _ = find(options.recipe)
-    if merge(values, keys).get("objective", {}).get("name") != "mtt":
+    if not _matches_experts(merge(values, keys)):
         some = ", ".join(_with_experts()[:6])
         raise UserError(f"{options.recipe} matches no expert trajectories; those that do: {some} ...")
     recipe, _ = read_recipe(options.recipe, keys)
@@ -37,7 +38,12 @@ def _experts(options: argparse.Namespace, keys: Values) -> None:
 
 
 def _with_experts() -> list[str]:
-    return [name for name in shipped() if find(name)[1].get("objective", {}).get("name") == "mtt"]
+    return [name for name in shipped() if _matches_experts(find(name)[1])]
+
+
+def _matches_experts(values: Values) -> bool:
+    matching = OBJECTIVES.get(values.get("objective", {}).get("name"))
+    return matching is not None and matching.matches_experts
 
 
 EXPERTS = Command("Train the expert trajectories that a recipe matches, or finish a store.", _experts_options, _experts)

@@ -15,7 +15,7 @@ from condensate.data import Split
 from condensate.errors import UserError, unknown
 from condensate.networks import Network
 from condensate.objectives.base import Objective, Work
-from condensate.objectives.programs import Named, inner_product, parameter_gradient, plain
+from condensate.objectives.programs import Named, inner_product, parameter_gradient, plain, squared_distance
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset
 from condensate.training import Examples, Held, fit
@@ -42,11 +42,6 @@ def row_cosine_distance(ours: Named, theirs: Named) -> Tensor:
 def cosine_distance(ours: Named, theirs: Named) -> Tensor:
     """One minus the cosine of all parameters' gradients taken as one vector; a scalar."""
     return _cosine_distances(*(torch.cat([g.flatten() for g in (side[n] for n in ours)]) for side in (ours, theirs)))
-
-
-def squared_distance(ours: Named, theirs: Named) -> Tensor:
-    """Squared Euclidean distance of all parameters' gradients; a scalar."""
-    return torch.stack([(gradient - theirs[name]).square().sum() for name, gradient in ours.items()]).sum()
 
 
 def _cosine_distances(a: Tensor, b: Tensor) -> Tensor:

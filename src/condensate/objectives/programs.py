@@ -1,4 +1,4 @@
-"""Gradients of a network's loss as ``torch.func`` programs, which compile."""
+"""Gradients of a network's loss as ``torch.func`` programs, which compile, and what is measured between them."""
 
 from collections.abc import Callable
 
@@ -32,6 +32,11 @@ def parameter_gradient(network: Network, augmented: bool, memory_format: torch.m
 def inner_product(ours: Named, theirs: Named) -> Tensor:
     """Sum over all parameters of the product; a scalar."""
     return torch.stack([(gradient * theirs[name]).sum() for name, gradient in ours.items()]).sum()
+
+
+def squared_distance(ours: Named, theirs: Named) -> Tensor:
+    """Squared Euclidean distance over all parameters; a scalar."""
+    return torch.stack([(value - theirs[name]).square().sum() for name, value in ours.items()]).sum()
 
 
 def plain(named: Named, dtype: torch.dtype, memory_format: torch.memory_format) -> Named:

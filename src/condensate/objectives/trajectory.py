@@ -14,7 +14,7 @@ from condensate.errors import UserError
 from condensate.experts import Trajectories
 from condensate.networks import Network
 from condensate.objectives.base import Objective, Work
-from condensate.objectives.programs import Named, inner_product, parameter_gradient, plain
+from condensate.objectives.programs import Named, inner_product, parameter_gradient, plain, squared_distance
 from condensate.streams import Streams
 from condensate.synthetic import LARGEST_STEP_SIZE, SMALLEST_STEP_SIZE, SyntheticDataset
 
@@ -105,8 +105,7 @@ class TrajectoryMatching(Objective):
         self.batch_syn, self.experts_per_step = batch_syn, experts_per_step
         replace_all_batch_norm_modules_(network)  # in place: batch statistics always, and no buffers
         self.network = network.requires_grad_(True).train()
-        whole_batch = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in network.modules())
-        self.chunk = None if whole_batch else self.compute.chunk
+        self.chunk = None if network.batch_statistics else self.compute.chunk
         first = next(network.parameters())
         self.dtype, self.device = first.dtype, first.device
         gradient = parameter_gradient(self.network, bool(augment.ops), self.compute.memory_format)
@@ -145,7 +144,7 @@ class TrajectoryMatching(Objective):
         for step in steps:
             gradient = self._mean_gradient(path[-1], current, step)
             path.append({name: value - current.step_size * gradient[name] for name, value in path[-1].items()})
-        length = _squared(initial, target)
+        length = squared_distance(initial, target)
         if not float(length) > 0:
             raise UserError("an expert stands still between two snapshots: were its experts trained at all?")
         student = path.pop()
@@ -154,7 +153,7 @@ class TrajectoryMatching(Objective):
         for step in reversed(steps):
             adjoint = self._step_back(path.pop(), adjoint, current, step, totals)
         self._store(synthetic, totals)
-        return _squared(student, target) / length
+        return squared_distance(student, target) / length
 
     def _ends(self, number: int, which: int) -> tuple[Named, Named]:
         """Parameters of the expert where the student starts and where it should end."""
@@ -248,10 +247,6 @@ def check_window(max_start_epoch: int, expert_epochs: int, epochs: int) -> None:
             f"objective.max_start_epoch - 1 + objective.expert_epochs is {last}, past the experts' last snapshot, of "
             f"epoch {epochs}; set experts.epochs to {last} or null, or the window smaller"
         )
-
-
-def _squared(ours: Named, theirs: Named) -> Tensor:
-    return torch.stack([(value - theirs[name]).square().sum() for name, value in ours.items()]).sum()
 
 
 def _adjoint(gradient: Callable[..., Named]) -> Callable[..., tuple[Tensor, Named, Tensor, Tensor | None]]:
