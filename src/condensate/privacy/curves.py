@@ -1,0 +1,181 @@
+"""How much an attack finds out: area under the ROC curve, balanced accuracy, true-positive rates at low false ones."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from condensate.errors import UserError
+from condensate.privacy.membership import check_members
+from condensate.streams import Streams
+
+Floats = NDArray[np.float64]
+
+USUAL_FPRS = (0.01, 0.001)
+FALSE_POSITIVES = 10  # at the least, for a rate to be reported
+MOST_POINTS = 1000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Leakage:
+    """What an attack finds out, all scores of all targets taken together.
+
+    Attributes:
+        auc: Area under the ROC curve, 0..1: 0.5 where nothing is found out.
+        balanced_accuracy: Mean of the shares of members and of others that are told right, 0..1.
+        tpr: By false-positive rate, the share of members found at no more than that rate of others taken for members.
+        targets: How many shadows were attacked, T.
+        members: How many of the scores are those of members.
+        others: How many are not.
+    """
+
+    auc: Estimate
+    balanced_accuracy: Estimate
+    tpr: dict[float, Estimate]
+    targets: int
+    members: int
+    others: int
+
+
+def measure(
+    scores: Floats,
+    members: NDArray[np.bool_],
+    *,
+    streams: Streams,
+    fprs: Sequence[float] | None = None,
+    resamples: int = 1000,
+) -> Leakage:
+    """The leakage that an attack's scores show, with 95 % percentile intervals by bootstrap over targets.
+
+    Low false-positive rates are what matters for the one person found (Carlini et al., S&P 2022, section III,
+    https://arxiv.org/abs/2112.03570); a rate needs the scores of at least ten non-members beyond its threshold. For
+    the balanced accuracy, the threshold of a target is the best one for the other targets but its complement, never
+    its own best. In the bootstrap the targets are drawn with replacement and these thresholds kept.
+
+    Args:
+        scores: Higher for what is rather a member, (T, n).
+        members: In complementary pairs, as ``draw_members`` makes them, (T, n).
+        streams: Resampling draws from the stream ("bootstrap",).
+        fprs: False-positive rates, above 0 and below 1. None: those of 1 % and 0.1 % that there are scores enough for.
+        resamples: How many times targets are drawn anew.
+
+    Raises:
+        UserError: If a rate asked for needs more scores than there are; see also ``check_members``.
+    """
+    check_members(scores, members)
+    curve = _Curve(scores, members)
+    if fprs is None:
+        fprs = [fpr for fpr in USUAL_FPRS if _needed(fpr) <= curve.others]
+    for fpr in fprs:
+        _check_rate(fpr, curve.others, members)
+    right = _told_right(scores, members, curve)
+    ones = np.ones(len(members), dtype=np.int64)
+
+    def everything(weights: NDArray[np.int64]) -> list[float]:
+        found, wrong = curve.counts(weights)
+        shares = (weights @ right) / (weights @ curve.sizes)
+        return [_area(found, wrong), float(shares.mean()), *(_rate(found, wrong, fpr) for fpr in fprs)]
+
+    generator = streams("bootstrap")
+    drawn = torch.randint(len(members), (resamples, len(members)), generator=generator, device=generator.device)
+    table = [everything(np.bincount(row, minlength=len(members))) for row in drawn.cpu().numpy()]
+    lows, highs = np.quantile(np.array(table), [0.025, 0.975], axis=0).tolist()
+    auc, accuracy, *rates = map(Estimate, everything(ones), lows, highs)
+    return Leakage(auc, accuracy, dict(zip(fprs, rates)), len(members), int(members.sum()), curve.others)
+
+
+def roc(scores: Floats, members: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """The ROC curve of all scores together, to be drawn: false- and true-positive rates (p,), both rising from 0 to 1.
+
+    Thinned to at most a thousand of the curve's own points, close together at low rates.
+
+    Args:
+        scores: Higher for what is rather a member, of any shape.
+        members: Of the same shape.
+    """
+    from sklearn.metrics import roc_curve
+
+    fpr, tpr, _ = roc_curve(members.ravel(), scores.ravel())
+    others = int((~members).sum())
+    wanted = np.concatenate([np.geomspace(1 / others, 1, MOST_POINTS // 2), np.linspace(0, 1, MOST_POINTS // 2 - 1)])
+    kept = np.unique([0, *(np.searchsorted(fpr, wanted * (1 + 1e-12), side="right") - 1)])
+    return fpr[kept], tpr[kept]
+
+
+class _Curve:
+    """All scores sorted once, so that the curve under any weights of the targets is two cumulative sums.
+
+    Args:
+        scores: (T, n).
+        members: (T, n).
+    """
+
+    def __init__(self, scores: Floats, members: NDArray[np.bool_]) -> None:
+        order = np.argsort(-scores.ravel(), kind="stable")
+        self.sorted = scores.ravel()[order]
+        self.ends = np.append(np.flatnonzero(np.diff(self.sorted)), len(order) - 1)  # of runs of equal scores
+        self.target = order // scores.shape[1]
+        self.member = members.ravel()[order]
+        self.others = int((~members).sum())
+        self.sizes = np.stack([members.sum(1), (~members).sum(1)], axis=1)
+
+    def counts(self, weights: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Members and others at or above each distinct score from the highest on, targets weighted by (T,)."""
+        each = weights[self.target]
+        every, found = np.cumsum(each)[self.ends], np.cumsum(each * self.member)[self.ends]
+        return found, every - found
+
+    def best(self, weights: NDArray[np.int64]) -> float:
+        """The least score to be called a member's for the highest balanced accuracy."""
+        found, wrong = self.counts(weights)
+        return float(self.sorted[self.ends[np.argmax(found / found[-1] - wrong / wrong[-1])]])
+
+
+def _told_right(scores: Floats, members: NDArray[np.bool_], curve: _Curve) -> NDArray[np.int64]:
+    """For each target how many members and how many others are told right, (T, 2)."""
+    right = []
+    for target, (values, inside) in enumerate(zip(scores, members, strict=True)):
+        weights = np.ones(len(members), dtype=np.int64)
+        weights[[target, target ^ 1]] = 0
+        called = values >= curve.best(weights)
+        right.append([(called & inside).sum(), (~called & ~inside).sum()])
+    return np.array(right)
+
+
+def _area(found: NDArray[np.int64], wrong: NDArray[np.int64]) -> float:
+    """Under the curve by trapezia, so that a member and another of equal scores count half."""
+    heights = found + np.append(0, found[:-1])
+    return float(heights @ np.diff(wrong, prepend=0) / (2 * found[-1] * wrong[-1]))
+
+
+def _rate(found: NDArray[np.int64], wrong: NDArray[np.int64], fpr: float) -> float:
+    """Highest true-positive rate at a false-positive rate of ``fpr`` at the most."""
+    allowed = np.searchsorted(wrong, fpr * wrong[-1] * (1 + 1e-12), side="right")
+    return float(found[allowed - 1] / found[-1]) if allowed else 0.0
+
+
+def _needed(fpr: float) -> int:
+    return math.ceil(FALSE_POSITIVES / fpr * (1 - 1e-12))
+
+
+def _check_rate(fpr: float, others: int, members: NDArray[np.bool_]) -> None:
+    if not 0 < fpr < 1:
+        raise UserError(f"a false-positive rate must be above 0 and below 1, got {fpr:g}")
+    if others < _needed(fpr):
+        enough = 2 * math.ceil(_needed(fpr) / members.shape[1])
+        raise UserError(
+            f"a false-positive rate of {fpr:g} needs the scores of {_needed(fpr):,} non-members, got {others:,}; "
+            f"{enough} shadows of this pool would do, in place of {len(members)}"
+        )
