@@ -141,8 +141,8 @@ def lira(record: Record, members: NDArray[np.bool_]) -> Floats:
     The online attack of Carlini et al., S&P 2022, algorithm 1, https://arxiv.org/abs/2112.03570: two normal
     distributions for every image. Their means are the image's own. With 64 shadows so are their variances; with fewer
     there is one variance for members and one for the rest, the mean over images of the unbiased variance within an
-    image (the released code takes the variance over all images, which is wider by what images differ in; only the
-    order of scores within one target is the same, and that only where the two variances are).
+    image. (The released code takes medians for means, and with few shadows one variance over the values of all images
+    for both, which holds what images differ in as well.)
 
     Target and complement are both left out, so each image has exactly T/2 - 1 values as a member and T/2 - 1 not.
     Left out the target alone, an image that is its member would have one value fewer as a member than not, and one

@@ -1,0 +1,99 @@
+"""Curves and distributions as PNG files."""
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from condensate.atomic import replacing
+from condensate.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH = 6.4
+DPI = 160
+
+
+def save_roc(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], path: str | os.PathLike[str], title: str) -> None:
+    """Write a PNG of ROC curves on logarithmic axes, where low false-positive rates can be read.
+
+    The axes start at the lowest false-positive rate above 0 that a curve holds, one over the number of non-members
+    where the scores do not tie; the diagonal is what guessing gives.
+
+    Args:
+        curves: By name, false- and true-positive rates (p,), as ``privacy.roc`` gives them.
+        path: Of the file; its folder is made if need be.
+        title: Above the axes.
+
+    Raises:
+        UserError: If there is no curve.
+    """
+    if not curves:
+        raise UserError("expected at least one ROC curve to draw, got none")
+    rates = {name: (np.asarray(fpr, float), np.asarray(tpr, float)) for name, (fpr, tpr) in curves.items()}
+    lowest = min(fpr[fpr > 0].min() for fpr, _ in rates.values())
+    figure, (axes,) = _figure(1, 5.4)
+    axes.plot([lowest, 1], [lowest, 1], color="0.6", linestyle="--", linewidth=1, label="guessing")
+    for name, (fpr, tpr) in rates.items():
+        seen = np.maximum(fpr, lowest)  # rates at no false positive stand on the left edge
+        axes.step(seen, np.maximum(tpr, lowest), where="post", linewidth=1.6, label=name)
+    axes.set(xscale="log", yscale="log", xlim=(lowest, 1), ylim=(lowest, 1.0), title=title)
+    axes.set(xlabel="false-positive rate (others taken for members)", ylabel="true-positive rate (members found)")
+    axes.set_aspect("equal")
+    axes.grid(which="major", color="0.9")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0, frameon=False)
+    _write(figure, path)
+
+
+def save_distances(
+    pairs: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    path: str | os.PathLike[str],
+    unit: str = "Euclidean distance to the nearest real image (normalised pixels)",
+) -> None:
+    """Write a PNG with a row for each set: how far its images are from the nearest member and non-member.
+
+    Each as a cumulative distribution; where nothing is memorised the two lie on each other.
+
+    Args:
+        pairs: By name, distances (m,) to the nearest member and to the nearest non-member.
+        path: Of the file; its folder is made if need be.
+        unit: Below the common horizontal axis.
+
+    Raises:
+        UserError: If there is no pair.
+    """
+    if not pairs:
+        raise UserError("expected the distances of at least one set to draw, got none")
+    figure, rows = _figure(len(pairs), 0.8 + 1.5 * len(pairs))
+    for axes, (name, (members, others)) in zip(rows, pairs.items(), strict=True):
+        axes.ecdf(np.asarray(members, float), color="C3", linewidth=1.6, label="nearest member")
+        axes.ecdf(np.asarray(others, float), color="C0", linewidth=1.6, linestyle="--", label="nearest non-member")
+        axes.set_title(name, loc="left")
+        axes.set(ylim=(-0.03, 1.03), yticks=(0, 0.5, 1), ylabel="share")
+        axes.grid(color="0.9")
+    rows[-1].set_xlabel(unit)
+    figure.legend(*rows[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)
+    _write(figure, path)
+
+
+def _figure(rows: int, height: float) -> tuple["Figure", list["Axes"]]:
+    """A figure of its own, unknown to pyplot, with axes in rows over one horizontal axis."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
+    for each in axes:
+        each.spines[["top", "right"]].set_visible(False)
+    return figure, list(axes)
+
+
+def _write(figure: "Figure", path: str | os.PathLike[str]) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
+    with replacing(path) as part:
+        figure.savefig(part, format="png", dpi=DPI)
