@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 6.4
+STYLES = ("-", "--", "-.", ":")  # curves may lie on each other
 DPI = 160
 
 
@@ -35,13 +36,16 @@ def save_roc(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], path: str | os.P
     if not curves:
         raise UserError("expected at least one ROC curve to draw, got none")
     rates = {name: (np.asarray(fpr, float), np.asarray(tpr, float)) for name, (fpr, tpr) in curves.items()}
-    lowest = min(fpr[fpr > 0].min() for fpr, _ in rates.values())
-    figure, (axes,) = _figure(1, 5.4)
+    lowest = min([0.1, *(fpr[fpr > 0].min() for fpr, _ in rates.values())])  # however much the scores tie
+    figure, (axes,) = _figure(1, WIDTH)
+    figure.set_layout_engine("none")  # the legend stands beside the axes, which keep their size
     axes.plot([lowest, 1], [lowest, 1], color="0.6", linestyle="--", linewidth=1, label="guessing")
-    for name, (fpr, tpr) in rates.items():
-        seen = np.maximum(fpr, lowest)  # rates at no false positive stand on the left edge
-        axes.step(seen, np.maximum(tpr, lowest), where="post", linewidth=1.6, label=name)
-    axes.set(xscale="log", yscale="log", xlim=(lowest, 1), ylim=(lowest, 1.0), title=title)
+    for number, (name, (fpr, tpr)) in enumerate(rates.items()):
+        seen = np.maximum(fpr, lowest)  # what is found at no false positive stands on the left edge
+        style = STYLES[number % len(STYLES)]
+        axes.step(seen, np.maximum(tpr, lowest / 2), style, where="post", linewidth=1.8, label=name)
+    axes.set(xscale="log", yscale="log", xlim=(lowest, 1), ylim=(lowest, 1))
+    axes.set_title(title, loc="left")
     axes.set(xlabel="false-positive rate (others taken for members)", ylabel="true-positive rate (members found)")
     axes.set_aspect("equal")
     axes.grid(which="major", color="0.9")
@@ -68,12 +72,12 @@ def save_distances(
     """
     if not pairs:
         raise UserError("expected the distances of at least one set to draw, got none")
-    figure, rows = _figure(len(pairs), 0.8 + 1.5 * len(pairs))
+    figure, rows = _figure(len(pairs), 0.8 + 1.6 * len(pairs))
     for axes, (name, (members, others)) in zip(rows, pairs.items(), strict=True):
         axes.ecdf(np.asarray(members, float), color="C3", linewidth=1.6, label="nearest member")
         axes.ecdf(np.asarray(others, float), color="C0", linewidth=1.6, linestyle="--", label="nearest non-member")
         axes.set_title(name, loc="left")
-        axes.set(ylim=(-0.03, 1.03), yticks=(0, 0.5, 1), ylabel="share")
+        axes.set(ylim=(-0.03, 1.03), yticks=(0, 0.5, 1), ylabel="share of images")
         axes.grid(color="0.9")
     rows[-1].set_xlabel(unit)
     figure.legend(*rows[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)
@@ -96,4 +100,4 @@ def _write(figure: "Figure", path: str | os.PathLike[str]) -> None:
 
     FigureCanvasAgg(figure)
     with replacing(path) as part:
-        figure.savefig(part, format="png", dpi=DPI)
+        figure.savefig(part, format="png", dpi=DPI, bbox_inches="tight")

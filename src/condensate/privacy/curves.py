@@ -114,7 +114,7 @@ def roc(scores: Floats, members: NDArray[np.bool_]) -> tuple[Floats, Floats]:
     """
     from sklearn.metrics import roc_curve
 
-    fpr, tpr, _ = roc_curve(members.ravel(), scores.ravel())
+    fpr, tpr, _ = roc_curve(members.ravel(), scores.ravel(), drop_intermediate=False)
     others = int((~members).sum())
     wanted = np.concatenate([np.geomspace(1 / others, 1, MOST_POINTS // 2), np.linspace(0, 1, MOST_POINTS // 2 - 1)])
     kept = np.unique([0, *(np.searchsorted(fpr, wanted * (1 + 1e-12), side="right") - 1)])
