@@ -9,6 +9,7 @@ from condensate.privacy import ATTACKS, Record, draw_members, measure, nearness,
 from condensate.training import Held
 
 SHADOWS = 6
+DRAWS = 40
 every_attack = pytest.mark.parametrize("name", ATTACKS)
 
 
@@ -63,10 +64,14 @@ def test_attack__finds_what_overfitted_networks_were_trained_on(name: str, overf
 
 
 @every_attack
-def test_attack__finds_nothing_in_networks_that_saw_none_of_it(name: str, unrelated: Record, members: torch.Tensor):
-    leakage = measure(ATTACKS[name](unrelated, members.numpy()), members.numpy(), streams=Streams(0), resamples=300)
-    assert leakage.auc.low <= 0.5 <= leakage.auc.high
-    assert leakage.balanced_accuracy.low <= 0.5 <= leakage.balanced_accuracy.high
+def test_attack__finds_nothing_in_networks_that_saw_none_of_it(name: str, unrelated: Record, pool: Split):
+    """The networks know no members: any draw of them will do, and 95 % of the intervals are to hold 0.5."""
+    held = []
+    for seed in range(DRAWS):
+        drawn = draw_members(pool.labels, SHADOWS, Streams(seed)).numpy()
+        leakage = measure(ATTACKS[name](unrelated, drawn), drawn, streams=Streams(seed), resamples=150)
+        held.append([part.low <= 0.5 <= part.high for part in (leakage.auc, leakage.balanced_accuracy)])
+    assert min(map(sum, zip(*held))) >= 0.85 * DRAWS
 
 
 def test_nearness__finds_real_images_stored_as_they_are(pool: Split, members: torch.Tensor):
@@ -79,11 +84,14 @@ def test_nearness__finds_real_images_stored_as_they_are(pool: Split, members: to
     assert all((part.to_member == 0).all() for part in found)
 
 
-def test_nearness__finds_nothing_in_other_images(pool: Split, members: torch.Tensor):
+def test_nearness__finds_nothing_in_other_images(pool: Split):
     images, away = pool.images().flatten(1), load_data("digits").test.images().flatten(1)
-    found = [
-        nearness(away[shadow::SHADOWS], images[own], images[~own], Streams(0)("nearness", shadow))
-        for shadow, own in enumerate(members)
-    ]
-    estimate = share(found, Streams(0))
-    assert estimate.low <= 0.5 <= estimate.high
+    held = []
+    for seed in range(DRAWS):
+        found = [
+            nearness(away[shadow::SHADOWS], images[own], images[~own], Streams(seed)("nearness", shadow))
+            for shadow, own in enumerate(draw_members(pool.labels, SHADOWS, Streams(seed)))
+        ]
+        estimate = share(found, Streams(seed))
+        held.append(estimate.low <= 0.5 <= estimate.high)
+    assert sum(held) >= 0.85 * DRAWS
