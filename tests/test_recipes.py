@@ -29,6 +29,8 @@ EXPECTED = {
     "tinyimagenet": {"dm": 9, "dc": 6, "dsa": 6, "mtt": 9},
     **{name: {"dm": 6, "dc": 6, "dsa": 6, "mtt": 8} for name in SUBSETS},
 }
+CONTINUAL = [name for name in shipped() if "-continual-" in name]
+SINGLE = [name for name in shipped() if name not in CONTINUAL]
 NAME = re.compile(r"(?P<data>.+?)-(?P<lo>lo)?(?P<method>dm|dc|dsa|mtt)(-ipc(?P<ipc>\d+))?(?P<suffix>-.+)?")
 
 
@@ -45,13 +47,14 @@ def part(name: str, which: str) -> str | None:
 
 def test_shipped__as_many_as_counted():
     found: dict[str, dict[str, int]] = {}
-    for name in shipped():
+    for name in SINGLE:
         of_data = found.setdefault(str(part(name, "data")), {})
         of_data[str(part(name, "method"))] = of_data.get(str(part(name, "method")), 0) + 1
     assert found == EXPECTED
+    assert len(CONTINUAL) == 11 + 2 * 12
 
 
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", SINGLE)
 def test_shipped__complete_and_with_a_source(name):
     recipe = loaded(name)
     assert recipe.about["source"]
@@ -67,7 +70,7 @@ def test_shipped__complete_and_with_a_source(name):
     assert reference is None or reference[1] in shipped()
 
 
-@pytest.mark.parametrize("name", [name for name in shipped() if "-lo" in name])
+@pytest.mark.parametrize("name", [name for name in SINGLE if "-lo" in name])
 def test_shipped__twins_differ_in_storage_and_at_most_learning_rate(name):
     low, base = (deepcopy(loaded(n).values) for n in (name, name.replace("-lo", "-")))
     assert low.pop("parameterization")["name"] == "lowrank"
@@ -78,7 +81,7 @@ def test_shipped__twins_differ_in_storage_and_at_most_learning_rate(name):
     assert low == base
 
 
-@pytest.mark.parametrize("name", [name for name in shipped() if "-lo" in name and "folder" not in name])
+@pytest.mark.parametrize("name", [name for name in SINGLE if "-lo" in name and "folder" not in name])
 def test_shipped__low_rank__holds_more_images_than_pixels(name):
     recipe = loaded(name)
     known = KNOWN[recipe["data"]["name"]]
@@ -184,12 +187,41 @@ def test_shipped__recorded_settings_of_trajectory_matching(name, steps, window, 
     assert (recipe["data"]["mean"] is None) is zca
 
 
-@pytest.mark.parametrize("name", [name for name in shipped() if "mtt-" in name])
+@pytest.mark.parametrize("name", [name for name in SINGLE if "mtt-" in name])
 def test_shipped__trajectory_matching__batch_is_within_the_set(name):
     recipe = loaded(name)
     known = KNOWN[recipe["data"]["name"]]
     held = known.classes * images_per_class(recipe, known.classes, known.shape)
     assert (recipe["objective"]["batch_syn"] or 1) <= held
+
+
+@pytest.mark.parametrize("name", CONTINUAL)
+def test_shipped__continual__is_another_recipe_along_a_stream(name):
+    recipe = loaded(name)
+    data, method, steps = re.fullmatch(r"(\w+)-continual-([\w-]+)-(\d+)steps", name).groups()
+    assert recipe.about["source"]
+    assert complete(name, recipe.values).values == recipe.values
+    assert (recipe.continual.steps, recipe.continual.orders, recipe.continual.protocol) == (int(steps), 5, "gdumb")
+    assert recipe.budget.ipc == {"digits": 1, "cifar10": 10, "cifar100": 20}[data]
+    assert recipe.evaluate.repeats == 3
+    if method in ("random", "herding", "k-centre"):
+        assert recipe["parameterization"] == {"name": "pixels"}
+        assert (recipe.condense.episodes, recipe["start"]["name"]) == (0, "real" if method == "random" else method)
+        return
+    base = deepcopy(loaded(f"{data}-{method}" + ("" if data == "digits" else "-ipc10")).values)
+    own = {key: deepcopy(content) for key, content in recipe.values.items() if key != "continual"}
+    for values in (own, base):
+        values["evaluate"].pop("repeats")
+        values.pop("compare")
+        if data == "cifar100":
+            values.pop("budget")
+            values["parameterization"].pop("rank", None)
+            values["objective"].pop("outer_loop", None)
+            values["objective"].pop("inner_loop", None)
+    assert own == base
+    if "lo" in method:
+        images = images_per_class(recipe, KNOWN[data].classes, KNOWN[data].shape)
+        assert images == {"digits": 2, "cifar10": 80, "cifar100": 80}[data]
 
 
 def test_resolve__file__keys_over_defaults(tmp_path):

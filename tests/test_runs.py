@@ -8,7 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from condensate import Pixels, Streams, SyntheticDataset, UserError, load, records, rows, runs, scoring
+from condensate import Pixels, Streams, SyntheticDataset, UserError, condensing, load, records, rows, runs, scoring
 from condensate.console import Display
 from condensate.recipe import Recipe
 from condensate.sheets import resolve, shipped
@@ -23,8 +23,8 @@ TINY = {
 }
 
 
-def session(changes=None, smoke=False) -> rows.Session:
-    return rows.Session(DEVICE, Display(Console(file=io.StringIO())), changes or {}, smoke)
+def session(changes=None, smoke=False) -> condensing.Session:
+    return condensing.Session(DEVICE, Display(Console(file=io.StringIO())), changes or {}, smoke)
 
 
 def tiny(name: str = "digits-lodm", **changes) -> Recipe:
@@ -120,7 +120,7 @@ def test_resume__stopped_anywhere__equals_uninterrupted(tmp_path, monkeypatch, m
             original = matching.episode
             patch.setattr(matching, "episode", lambda *a: stop() if a[2] == 5 else original(*a))
         elif moment == "save":
-            patch.setattr(rows, "save_grid", stop)
+            patch.setattr(condensing, "save_grid", stop)
         elif moment == "evaluate":  # after the first network
             kept = rows.Row.keep
             patch.setattr(rows.Row, "keep", lambda *a: (kept(*a), stop()))
@@ -274,13 +274,13 @@ def test_evaluation__every_key_arrives(monkeypatch, tmp_path):
 
 def test_condensation__every_key_arrives(monkeypatch, tmp_path):
     seen = {}
-    original = rows.condense
+    original = condensing.condense
 
     def spy(synthetic, objective, **keywords):
         seen.update(keywords, ops=objective.augment.ops, batch=objective.batch_real)
         original(synthetic, objective, **keywords)
 
-    monkeypatch.setattr(rows, "condense", spy)
+    monkeypatch.setattr(condensing, "condense", spy)
     carried_out(tiny(condense={"momentum": 0.25, "lr": 0.125}, augment={"ops": ["scale"]}), tmp_path)
     assert (seen["momentum"], seen["lr"], seen["episodes"], seen["start"]) == (0.25, 0.125, 6, 0)
     assert list(seen["ops"]) == ["scale"]
@@ -423,7 +423,7 @@ def test_prepare__row_without_episodes__asks_for_no_synthetic_batch():
 
 def test_result__seconds_of_all_sessions_and_of_experts_apart(tmp_path, monkeypatch):
     clock = iter(range(0, 100000, 10))
-    monkeypatch.setattr(rows.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(condensing.time, "monotonic", lambda: float(next(clock)))
     made = matched(tmp_path, compare=[])
     with monkeypatch.context() as patch:
         kept = rows.Row.keep

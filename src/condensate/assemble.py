@@ -107,15 +107,19 @@ def _soft(recipe: Recipe) -> bool:
     return bool(recipe.condense.episodes and recipe.condense.lr_labels)
 
 
-def start(recipe: Recipe, data: ImageData, streams: Streams) -> SyntheticDataset:
-    """The synthetic set as it is before the first episode, on the data's device."""
+def start(recipe: Recipe, data: ImageData, streams: Streams, outputs: int | None = None) -> SyntheticDataset:
+    """The synthetic set as it is before the first episode, on the data's device.
+
+    Networks have ``outputs``, as many as classes if None; a part of a stream has fewer classes than its networks tell
+    apart.
+    """
     classes, device = len(data.classes), data.train.raw.device
     each = images_per_class(recipe, classes, data.shape)
     storage = PARAMETERIZATIONS[recipe["parameterization"]["name"]]
     stored = storage(classes * each, data.shape, **recipe.options("parameterization")).to(device)
 
     def trained_features() -> Callable[[Tensor], Tensor]:
-        trained = network(recipe, data.shape, classes, streams("embed"))
+        trained = network(recipe, data.shape, outputs or classes, streams("embed"))
         epochs = recipe.evaluate.epochs_full
         fit(trained, data.train, epochs=epochs, generator=streams("embed", "order"), augment=training_augment(recipe))
         return embed(trained, data.train)
@@ -146,15 +150,17 @@ def start(recipe: Recipe, data: ImageData, streams: Streams) -> SyntheticDataset
     )
 
 
-def objective(recipe: Recipe, data: ImageData, compute: Compute, streams: Streams) -> Objective:
+def objective(
+    recipe: Recipe, data: ImageData, compute: Compute, streams: Streams, outputs: int | None = None
+) -> Objective:
     """The recipe's objective on the training images, or on its experts, which must be there when an episode begins."""
-    matched = network(recipe, data.shape, len(data.classes), streams("network"))
+    matched = network(recipe, data.shape, outputs or len(data.classes), streams("network"))
     matching = OBJECTIVES[recipe["objective"]["name"]]
-    source = experts(recipe, data) if matching.matches_experts else data.train
+    source = experts(recipe, data, outputs) if matching.matches_experts else data.train
     return matching(source, matched, Augment(**recipe["augment"]), streams, compute, **recipe.options("objective"))  # type: ignore[call-arg]
 
 
-def experts(recipe: Recipe, data: ImageData) -> Store:
+def experts(recipe: Recipe, data: ImageData, outputs: int | None = None) -> Store:
     """The store of the recipe's experts; they may not be there yet.
 
     Raises:
@@ -169,7 +175,7 @@ def experts(recipe: Recipe, data: ImageData) -> Store:
         "data": data.fingerprint,
         "preprocessing": data.preprocessing,
         "shape": data.shape,
-        "classes": len(data.classes),
+        "classes": outputs or len(data.classes),
         "network": recipe["network"],
         "augment": recipe["augment"],
         "training": options.training(),
@@ -193,13 +199,15 @@ def _experts_command(recipe: Recipe) -> str:
     return " ".join(words)
 
 
-def make_experts(recipe: Recipe, data: ImageData, after: Callable[[int], None] | None = None) -> Store:
+def make_experts(
+    recipe: Recipe, data: ImageData, after: Callable[[int], None] | None = None, outputs: int | None = None
+) -> Store:
     """The store of the recipe's experts, those that were missing made on the device of the data."""
-    store, options = experts(recipe, data), recipe.experts
+    store, options = experts(recipe, data, outputs), recipe.experts
     assert options is not None
     device = data.train.raw.device
     streams, augment = Streams(options.seed, device), Augment(**recipe["augment"])
-    trained = network(recipe, data.shape, len(data.classes), streams("network"))
+    trained = network(recipe, data.shape, outputs or len(data.classes), streams("network"))
 
     def train(number: int) -> list[Parameters]:
         try:

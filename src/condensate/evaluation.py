@@ -1,6 +1,6 @@
 """What a synthetic set is worth: fresh networks are trained on it from scratch and scored on real images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from condensate.errors import UserError
-from condensate.networks import build
+from condensate.networks import Network, build
 from condensate.streams import Streams
 from condensate.training import Augmentation, Examples, Held, accuracy, fit
 
@@ -44,6 +44,46 @@ class Score:
         return stdev(self.accuracies) if len(self.accuracies) > 1 else None
 
 
+def train_networks(
+    examples: Examples,
+    classes: int,
+    streams: Streams,
+    *,
+    network: str = "convnet",
+    network_options: dict[str, Any] | None = None,
+    repeats: int = 20,
+    epochs: int = 1000,
+    lr: float = 0.01,
+    augment: Augmentation | None = None,
+    start: int = 0,
+) -> Iterator[Network]:
+    """Fresh networks, each trained from scratch on ``examples``, one after another.
+
+    Args:
+        examples: What to train on: a synthetic set, or real data.
+        classes: Number of classes a network tells apart, at least those of ``examples``.
+        streams: Network ``k`` draws from the stream ("evaluate", network, k) alone.
+        network: Its name.
+        network_options: Its constructor's keywords.
+        repeats: How many networks.
+        epochs: Passes over ``examples``, see ``fit``.
+        lr: Learning rate of the first half.
+        augment: Augmentation while training.
+        start: The first one to train, those before it left out.
+    """
+    if repeats < 1 or epochs < 1:
+        raise UserError(f"evaluation needs at least one network and one epoch, got {repeats} and {epochs}")
+    sample = examples.images(examples.labels.new_zeros(1, dtype=torch.int64))
+    shape = (sample.shape[1], sample.shape[2], sample.shape[3])
+    if len(examples) * sample.numel() * sample.element_size() <= HELD_BYTES:
+        examples = Held(examples.images().detach(), examples.labels)
+    for repeat in range(start, repeats):
+        generator = streams("evaluate", network, repeat)
+        trained = build(network, shape, classes, generator, **(network_options or {}))
+        fit(trained, examples, epochs=epochs, generator=generator, lr=lr, augment=augment)
+        yield trained
+
+
 def evaluate(
     examples: Examples,
     test: Examples,
@@ -75,18 +115,21 @@ def evaluate(
         done: Accuracies of the first networks, scored before, to go on after them.
         after: Called with the accuracies so far after each network.
     """
-    if repeats < 1 or epochs < 1:
-        raise UserError(f"evaluation needs at least one network and one epoch, got {repeats} and {epochs}")
-    sample = examples.images(examples.labels.new_zeros(1, dtype=torch.int64))
-    shape = (sample.shape[1], sample.shape[2], sample.shape[3])
-    if len(examples) * sample.numel() * sample.element_size() <= HELD_BYTES:
-        examples = Held(examples.images().detach(), examples.labels)
     accuracies = list(done[:repeats])
-    for repeat in range(len(accuracies), repeats):
-        generator = streams("evaluate", network, repeat)
-        trained = build(network, shape, classes, generator, **(network_options or {}))
-        fit(trained, examples, epochs=epochs, generator=generator, lr=lr, augment=augment)
-        accuracies.append(accuracy(trained, test))
+    trained = train_networks(
+        examples,
+        classes,
+        streams,
+        network=network,
+        network_options=network_options,
+        repeats=repeats,
+        epochs=epochs,
+        lr=lr,
+        augment=augment,
+        start=len(accuracies),
+    )
+    for each in trained:
+        accuracies.append(accuracy(each, test))
         if after:
             after(accuracies)
     ops = tuple(augment.ops) if augment else ()

@@ -1,8 +1,8 @@
 """Curves and distributions as PNG files."""
 
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 WIDTH = 6.4
 STYLES = ("-", "--", "-.", ":")  # curves may lie on each other
 DPI = 160
+# The upper and the lower line of continual learning are no memories.
+LIMITS: dict[str, dict[str, Any]] = {
+    "full": {"color": "black", "linestyle": "--"},
+    "finetune": {"color": "0.5", "linestyle": "--"},
+}
 
 
 def save_roc(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], path: str | os.PathLike[str], title: str) -> None:
@@ -81,6 +86,28 @@ def save_distances(
         axes.grid(color="0.9")
     rows[-1].set_xlabel(unit)
     figure.legend(*rows[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)
+    _write(figure, path)
+
+
+def save_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: str | os.PathLike[str]) -> None:
+    """Write a PNG of accuracy by classes seen, one line a row, bars of one standard deviation over class orders.
+
+    Args:
+        curves: By row, a point a step: ``classes_seen``, and ``mean`` and ``std`` (or None) of accuracy, 0..1.
+        path: Of the file; its folder is made if need be.
+    """
+    figure, (axes,) = _figure(1, 4.6)
+    figure.set_layout_engine("none")  # the legend stands beside the axes, which keep their size
+    for number, (row, points) in enumerate(curves.items()):
+        seen = [point["classes_seen"] for point in points]
+        means = [100 * point["mean"] for point in points]
+        spreads = [100 * (point["std"] or 0.0) for point in points]
+        style = LIMITS.get(row) or {"color": f"C{number % 10}", "linestyle": STYLES[number // 10], "marker": "o"}
+        axes.errorbar(seen, means, spreads, capsize=2, markersize=3, linewidth=1.4, elinewidth=0.7, label=row, **style)
+    axes.set(xlabel="classes seen", ylabel="accuracy on the classes seen, %")
+    axes.set_xticks(sorted({point["classes_seen"] for points in curves.values() for point in points}))
+    axes.grid(color="0.9")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0, frameon=False)
     _write(figure, path)
 
 

@@ -12,6 +12,7 @@ from condensate import data
 from condensate.augment import Augment
 from condensate.classic import ClassicAugment
 from condensate.compute import ComputeOptions
+from condensate.continual import ContinualOptions
 from condensate.errors import UserError
 from condensate.experts import ExpertOptions
 from condensate.networks import NETWORKS
@@ -131,6 +132,8 @@ NAMED: dict[str, tuple[Mapping[str, Callable[..., Any]], str]] = {
 }
 # A recipe whose objective matches expert trajectories has this section, too.
 EXPERTS = "experts"
+# What is studied with many condensations has a section of its own, where it is asked for.
+STUDIES: dict[str, Callable[..., Any]] = {"continual": ContinualOptions}
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,11 @@ class Recipe:
     def experts(self) -> ExpertOptions | None:
         """How experts are trained, where the objective matches any."""
         return ExpertOptions(**self[EXPERTS]) if EXPERTS in self.values else None
+
+    @property
+    def continual(self) -> ContinualOptions:
+        """How data become a stream of experiences; the usual where the recipe does not say."""
+        return ContinualOptions(**self.values.get("continual", {}))
 
     @property
     def condense(self) -> Condense:

@@ -7,13 +7,14 @@ from pathlib import Path
 import torch
 
 from condensate import assemble
+from condensate.condensing import Session
 from condensate.console import Display
 from condensate.data import KNOWN, ImageData
 from condensate.errors import UserError, unknown
-from condensate.parameterizations import PARAMETERIZATIONS
+from condensate.parameterizations import PARAMETERIZATIONS, Shape
 from condensate.recipe import Recipe, Values, merge
 from condensate.records import write, write_json
-from condensate.rows import FULL, Row, Session
+from condensate.rows import FULL, Row
 from condensate.schema import complete
 from condensate.sheets import find, resolve, shipped
 from condensate.streams import Streams
@@ -66,6 +67,13 @@ def smoked(recipe: Recipe) -> Recipe:
     )
 
 
+def smoked_shape(name: str) -> Shape:
+    """Of the random images that stand in for a data set's in a smoke run."""
+    channels, *sides = KNOWN[name].shape if name in KNOWN else (3, 32, 32)
+    height, width = (min(side, SMOKED_SIDE) for side in sides)
+    return channels, height, width
+
+
 @dataclass(frozen=True)
 class Run:
     """A recipe checked and ready to be carried out, with the rows it is compared with.
@@ -111,32 +119,35 @@ def prepare(recipe: Recipe, session: Session, *, resumed: bool = False) -> Run:
         resumed: Whether a part may be done already, and so need less than all of it did.
     """
     if session.smoke:
-        name = recipe["data"]["name"]
         recipe = smoked(recipe)
-        channels, *sides = KNOWN[name].shape if name in KNOWN else (3, 32, 32)
-        height, width = (min(side, SMOKED_SIDE) for side in sides)
-        data = assemble.random_data((channels, height, width), session.device)
+        data = assemble.random_data(smoked_shape(recipe["data"]["name"]), session.device)
     else:
-        recipe = _placed(recipe)
+        recipe = placed(recipe)
         data = assemble.image_data(recipe, session.device)
     if recipe.name in recipe["compare"]:
         raise UserError(f"{recipe.name} cannot be compared with itself; take it out of compare")
     rows, datasets = {recipe.name: recipe}, {recipe.name: data}
     for row in recipe["compare"]:
-        rows[row] = _row_recipe(recipe, row, data, session)
+        rows[row] = row_recipe(recipe, row, data, session)
         same = session.smoke or rows[row]["data"] == recipe["data"]
         datasets[row] = data if same else assemble.image_data(rows[row], session.device)
     for row, found in rows.items():
         try:
             assemble.scoring_split(found, datasets[row])
-            rows[row] = found if row == FULL else _settled(found, datasets[row], session, resumed)
+            rows[row] = found if row == FULL else settled(found, datasets[row], session, resumed)
         except UserError as error:
             raise error if row == recipe.name else UserError(f"row {row}: {error}") from error
     return Run(rows[recipe.name], rows, datasets, session)
 
 
 def reopen(folder: Path, device: torch.device, display: Display, threads: int | None = None) -> Run:
-    """The run in a folder, to go on with it under the number of threads it was started with.
+    """The run in a folder, to go on with it; see ``reread``."""
+    recipe, session = reread(folder, device, display, threads)
+    return replace(prepare(recipe, session, resumed=True), folder=folder)
+
+
+def reread(folder: Path, device: torch.device, display: Display, threads: int | None = None) -> tuple[Recipe, Session]:
+    """The recipe in a folder and its session, under the number of threads it was started with.
 
     Raises:
         UserError: There is no run, or it was started on another kind of device or with other threads than asked for.
@@ -154,10 +165,10 @@ def reopen(folder: Path, device: torch.device, display: Display, threads: int | 
     if threads not in (None, used):
         raise UserError(f"the run in {folder} was started with {used} threads and goes on with them: drop --threads")
     torch.set_num_threads(used)
-    return replace(prepare(recipe, session, resumed=True), folder=folder)
+    return recipe, session
 
 
-def _placed(recipe: Recipe) -> Recipe:
+def placed(recipe: Recipe) -> Recipe:
     """The recipe with whole paths, so that the run can be resumed from any folder."""
     if recipe["data"]["path"] is not None:
         recipe = recipe.with_values(data={"path": str(Path(recipe["data"]["path"]).expanduser().resolve())})
@@ -166,30 +177,31 @@ def _placed(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def _settled(recipe: Recipe, data: ImageData, session: Session, resumed: bool) -> Recipe:
+def settled(recipe: Recipe, data: ImageData, session: Session, resumed: bool) -> Recipe:
     """The recipe of a row with nothing left to choose; raises if a network or the budget does not suit the images."""
     classes, shape = len(data.classes), data.shape
     assemble.networks_of(recipe, shape, classes)
     images = classes * assemble.images_per_class(recipe, classes, shape)
     if not recipe.condense.episodes:
         return recipe
-    settled = assemble.settle_compute(recipe, shape, classes, images, session.device)
+    chosen = assemble.settle_compute(recipe, shape, classes, images, session.device)
     storage = PARAMETERIZATIONS[recipe["parameterization"]["name"]]
     if not list(storage(1, shape, **recipe.options("parameterization")).parameters()):
         raise UserError(f"{storage.__name__} holds real images and has nothing to condense; set condense.episodes 0")
-    compute = assemble.compute(settled, session.device)
-    assemble.objective(settled, data, compute, Streams(0, session.device))
-    if settled.experts is not None and not session.smoke and not resumed:
-        store = assemble.experts(settled, data)
-        store.check_kind() if settled.experts.make else store.check_complete()
-    return settled
+    compute = assemble.compute(chosen, session.device)
+    assemble.objective(chosen, data, compute, Streams(0, session.device))
+    if chosen.experts is not None and not session.smoke and not resumed:
+        store = assemble.experts(chosen, data)
+        store.check_kind() if chosen.experts.make else store.check_complete()
+    return chosen
 
 
 # Which images a comparison row has is the run's; how they are seen is its own.
 WHICH_IMAGES = ("name", "path", "size", "channels", "validation")
 
 
-def _row_recipe(recipe: Recipe, row: str, data: ImageData, session: Session) -> Recipe:
+def row_recipe(recipe: Recipe, row: str, data: ImageData, session: Session) -> Recipe:
+    """The recipe of a row that a run is compared with: a baseline, the full data, or another shipped recipe."""
     if row in assemble.BASELINES:
         return assemble.baseline(recipe, row, data)
     if row == FULL:
@@ -209,7 +221,7 @@ def _row_recipe(recipe: Recipe, row: str, data: ImageData, session: Session) -> 
             )
     which = {key: recipe["data"][key] for key in WHICH_IMAGES}
     other = resolve(row, merge(kept, {"seed": recipe["seed"], "compare": [], "data": which}))
-    return smoked(other) if session.smoke else _placed(other)
+    return smoked(other) if session.smoke else placed(other)
 
 
 def _method(recipe: Recipe) -> tuple[object, ...]:

@@ -13,7 +13,7 @@ from condensate.augment import Augment
 from condensate.errors import UserError, unknown
 from condensate.experts import ExpertOptions
 from condensate.objectives import OBJECTIVES
-from condensate.recipe import EXPERTS, NAMED, SECTIONS, Recipe, Values
+from condensate.recipe import EXPERTS, NAMED, SECTIONS, STUDIES, Recipe, Values
 
 
 def complete(name: str, values: Values, about: Mapping[str, str] | None = None) -> Recipe:
@@ -32,13 +32,13 @@ def complete(name: str, values: Values, about: Mapping[str, str] | None = None) 
         if action.default is not None and (value.get(key, 0) if key and isinstance(value, dict) else value) is None:
             raise UserError(f"{action.dest} must have a value, got null; its default is {action.default!r}")
     order = ["data", "budget", "parameterization", "start", "network", "augment", "objective", EXPERTS]
-    order += ["compute", "condense", "evaluate", "compare", "seed"]
+    order += ["compute", "condense", "evaluate", *STUDIES, "compare", "seed"]
     order = [section for section in order if section in parsed]
     plain = {section: _plain(parsed[section]) for section in order}
     for section in NAMED:
         plain[section] = {"name": plain[section].pop("name"), **plain[section]}
     recipe = Recipe(name, plain, about or {})
-    for section in ("budget", "experts", "condense", "evaluate"):
+    for section in ("budget", "experts", "condense", "evaluate", *STUDIES):
         getattr(recipe, section)
     if recipe.experts is None and (recipe.condense.lr_labels or recipe.condense.lr_step):
         raise UserError("condense.lr_labels and lr_step need an objective that learns them: mtt")
@@ -67,7 +67,9 @@ def describe_keys(recipe: Recipe) -> str:
 
 def known_keys(parser: ArgumentParser) -> list[str]:
     """The keys of a parser, as in ``section.key``."""
-    return [action.dest for action in parser._actions if action.dest not in (*SECTIONS, *NAMED, EXPERTS, "help")]
+    return [
+        action.dest for action in parser._actions if action.dest not in (*SECTIONS, *NAMED, EXPERTS, *STUDIES, "help")
+    ]
 
 
 def check_keys(values: Values, known: list[str]) -> None:
@@ -78,7 +80,7 @@ def check_keys(values: Values, known: list[str]) -> None:
             raise UserError("the section experts needs an objective that matches experts: mtt")
         if section not in sections:
             raise unknown("recipe section", str(section), sections)
-        if section in (*SECTIONS, *NAMED, EXPERTS):
+        if section in (*SECTIONS, *NAMED, EXPERTS, *STUDIES):
             if not isinstance(content, Mapping):
                 raise UserError(f"{section} must hold keys, as in {section}: {{key: value}}, got {content!r}")
             for key in content:
@@ -125,6 +127,9 @@ def add_arguments(parser: ArgumentParser, values: Values) -> None:
             parser.add_function_arguments(registry[name], section, skip=positional)
     if OBJECTIVES[(values.get("objective") or {}).get("name", "dm")].matches_experts:
         parser.add_class_arguments(ExpertOptions, EXPERTS, sub_configs=False)
+    for section, function in STUDIES.items():
+        if section in values:
+            parser.add_class_arguments(function, section, sub_configs=False)
     parser.add_argument(
         "--compare",
         type=list[str],

@@ -1,10 +1,11 @@
 """Recipes by name: the shipped ones, which are written as a sheet a data set, and YAML files of the user's."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from functools import cache, reduce
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -23,13 +24,31 @@ def _shipped() -> dict[str, tuple[Values, dict[str, str]]]:
     methods = sheets.pop("methods.yaml")
     recipes: dict[str, tuple[Values, dict[str, str]]] = {}
     for sheet in sheets.values():
-        for name, cell in _cells(sheet, methods):
+        for name, cell in _cells(sheet, methods) if "pairs" in sheet else ():
             base, about, low = cell.pop("method"), cell.pop("about"), cell.pop("lo", {})
             recipes[name] = cell, _spoken(about, base, cell)
             if low is not None:
                 twin = name.replace(f"-{base}", f"-lo{base}")
                 recipes[twin] = merge(merge(cell, methods["lo"]), low), _spoken(about, f"lo{base}", cell)
+    for sheet in sheets.values():
+        recipes |= _derived(sheet, recipes)
     return recipes
+
+
+def _derived(sheet: Values, recipes: Mapping[str, tuple[Values, Any]]) -> dict[str, tuple[Values, dict[str, str]]]:
+    """The recipes of a sheet that are others with something more said: one for each method and number of steps."""
+    found: dict[str, tuple[Values, dict[str, str]]] = {}
+    for name, family in sheet.get("derived", {}).items():
+        said = {key: content for key, content in family.items() if key not in ("of", "steps", "methods", "about")}
+        for method, own in family["methods"].items():
+            base, _ = recipes[own.get("of", family["of"]).format(method=method)]
+            own = {key: content for key, content in own.items() if key != "of"}
+            for steps in family["steps"]:
+                number = {"continual": {"steps": steps}}
+                layers: list[Values] = [base, said, own, number]
+                values = reduce(merge, layers, Values())
+                found[name.format(method=method, steps=steps)] = values, _spoken(family["about"], method, values)
+    return found
 
 
 def _cells(sheet: Values, methods: Values) -> Iterator[tuple[str, Values]]:

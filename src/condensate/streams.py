@@ -16,14 +16,20 @@ class Streams:
     Args:
         seed: Any integer.
         device: Where the generators draw. CPU and CUDA generators give different numbers.
+        prefix: Names that stand before all others.
     """
 
-    def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, seed: int, device: torch.device | str = "cpu", prefix: tuple[str | int, ...] = ()) -> None:
         self.seed = int(seed)
         self.device = torch.device(device)
+        self.prefix = prefix
 
     def __call__(self, *names: str | int) -> torch.Generator:
         """A fresh generator for these names; the same names give the same numbers again."""
-        text = json.dumps([self.seed, *names])
+        text = json.dumps([self.seed, *self.prefix, *names])
         key = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
         return torch.Generator(self.device).manual_seed(key)
+
+    def under(self, *names: str | int) -> "Streams":
+        """The streams of a part of a run: ``under("step", 3)("real")`` is ``self("step", 3, "real")``."""
+        return Streams(self.seed, self.device, (*self.prefix, *names))

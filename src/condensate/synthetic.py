@@ -1,6 +1,5 @@
 """The synthetic data set: stored images, their labels, and what one must know to read them."""
 
-import inspect
 import json
 import os
 import re
@@ -145,6 +144,19 @@ class SyntheticDataset(nn.Module, Dataset[tuple[Tensor, Tensor]]):
                 own.copy_(value)
         self.parameterization.restore_(rest)
 
+    def subset(self, index: Tensor) -> "SyntheticDataset":
+        """The images at ``index`` (k,) with their labels, stored alike, as a set of the same classes."""
+        return SyntheticDataset(
+            self.parameterization.subset(index),
+            self.labels[index],
+            classes=self.classes,
+            mean=self.mean,
+            std=self.std,
+            step_size=None if self.step_size is None else float(self.step_size.detach()),
+            about=self.about,
+            whitening=self.whitening,
+        )
+
     def cost(self) -> Cost:
         """Numbers and bits of what is stored."""
         tensors = self.stored().values()
@@ -160,7 +172,7 @@ class SyntheticDataset(nn.Module, Dataset[tuple[Tensor, Tensor]]):
         kind = type(self.parameterization)
         metadata = {
             "format": FORMAT,
-            "parameterization": {"name": names[kind], **_options(self.parameterization)},
+            "parameterization": {"name": names[kind], **self.parameterization.options()},
             "shape": self.parameterization.shape,
             "images": len(self),
             "per_class": self.per_class,
@@ -273,12 +285,6 @@ def _rebuild(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> SyntheticD
         step_size=None if step_size is None else float(step_size),
         about=metadata["about"],
     )
-
-
-def _options(parameterization: Parameterization) -> dict[str, Any]:
-    """Keyword-only constructor arguments, which every parameterization keeps as attributes of the same names."""
-    parameters = inspect.signature(type(parameterization)).parameters.values()
-    return {p.name: getattr(parameterization, p.name) for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def _dump(metadata: dict[str, Any]) -> str:

@@ -75,6 +75,7 @@ def fit(
     batch: int = 256,
     drop: bool = True,
     augment: Augmentation | None = None,
+    replay: Examples | None = None,
     after_epoch: Callable[[int], None] | None = None,
 ) -> None:
     """Train a network in place by SGD on cross-entropy.
@@ -94,6 +95,8 @@ def fit(
         batch: Images a step.
         drop: Whether to divide the learning rate by ten after ``epochs // 2`` epochs.
         augment: Drawn anew for every batch.
+        replay: Remembered examples: every step takes as many of them, drawn at random, as new ones, and the loss is
+            the mean of both (experience replay: Chaudhry et al., "On tiny episodic memories", 2019).
         after_epoch: Called with the epoch's number, from 0, after each.
     """
     optimizer = SGD(network.parameters(), lr, momentum, weight_decay=weight_decay, fused=True)
@@ -104,10 +107,15 @@ def fit(
             optimizer.param_groups[0]["lr"] = lr * 0.1
         order = torch.randperm(len(examples), generator=generator, device=generator.device)
         for index in order.split(batch):
-            images = examples.images(index)
+            images, labels = examples.images(index), [examples.labels[index]]
+            if replay is not None:
+                drawn = torch.randint(len(replay), (len(index),), generator=generator, device=generator.device)
+                images, labels = torch.cat([images, replay.images(drawn)]), [*labels, replay.labels[drawn]]
             if augment:
                 images = augment.unpaired(images, generator)
-            loss = cross_entropy(network(images.detach()), examples.labels[index].detach())
+            scores = network(images.detach()).split(len(index))
+            losses = [cross_entropy(part, wanted.detach()) for part, wanted in zip(scores, labels, strict=True)]
+            loss = torch.stack(losses).mean()
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()

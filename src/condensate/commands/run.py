@@ -7,10 +7,10 @@ from statistics import mean, stdev
 
 from condensate import runs
 from condensate.commands.base import Command, chosen_device, machine_options, positive, read_recipe
+from condensate.condensing import Session
 from condensate.console import Display, percent, show_table
 from condensate.errors import UserError
 from condensate.recipe import Values
-from condensate.rows import Session
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:

@@ -7,11 +7,11 @@ from condensate.data import cache, sources
 from condensate.data.contents import Contents, as_images, check_labels
 from condensate.data.decoding import decode
 from condensate.data.sources import KNOWN, Known
-from condensate.data.splits import ImageData, Split
+from condensate.data.splits import ImageData, Split, measure
 from condensate.errors import UserError
 from condensate.whitening import fit
 
-__all__ = ["KNOWN", "ImageData", "Known", "Split", "check_zca", "from_arrays", "load"]
+__all__ = ["KNOWN", "ImageData", "Known", "Split", "check_zca", "from_arrays", "load", "measure"]
 
 
 def load(

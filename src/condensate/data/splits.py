@@ -22,7 +22,7 @@ class Split:
     """Images of one split on one device, held as uint8 and normalised when read.
 
     Args:
-        raw: (N, C, H, W), uint8.
+        raw: (N, C, H, W), uint8; or floating point, as synthetic images are, on the same scale of 0 to 255.
         labels: (N,), int64, from 0 to K-1, on the device of ``raw``.
         classes: K names. A class may have no images here.
         mean: C values on the scale 0 to 1.
@@ -55,7 +55,7 @@ class Split:
     def images(self, index: Tensor | None = None) -> Tensor:
         """Normalised or whitened images, float32: at ``index`` (k,) -> (k, C, H, W), or all of them."""
         raw = self.raw if index is None else self.raw.index_select(0, index.to(self.raw.device))
-        images = raw.float().mul_(self._scale).add_(self._shift)
+        images = raw.to(torch.float32, copy=True).mul_(self._scale).add_(self._shift)
         return images if self.whitening is None else self.whitening.whiten(images)
 
     def sample(self, label: int, count: int, generator: torch.Generator) -> Tensor:
@@ -85,6 +85,19 @@ class Split:
         """The images at ``index`` (k,) as a split of the same classes and normalisation."""
         index = index.to(self.raw.device)
         return Split(self.raw[index], self.labels[index], self.classes, self.mean, self.std, self.whitening)
+
+    def of_classes(self, labels: Sequence[int]) -> "Split":
+        """The images of these classes alone, which are numbered anew in the order given."""
+        number = self.labels.new_full((len(self.classes),), -1)
+        number[list(labels)] = torch.arange(len(labels), device=number.device)
+        new = number[self.labels]
+        index = (new >= 0).nonzero().flatten()
+        names = [self.classes[label] for label in labels]
+        return Split(self.raw[index], new[index], names, self.mean, self.std, self.whitening)
+
+    def normalised(self, mean: Sequence[float], std: Sequence[float]) -> "Split":
+        """The same images under another normalisation."""
+        return Split(self.raw, self.labels, self.classes, mean, std)
 
     def seen_through(self, whitening: Whitening | None) -> "Split":
         """The same images whitened so, or as 0..1 pixels if None, in place of their normalisation."""
@@ -153,6 +166,26 @@ class ImageData:
         """The same data with every split on ``device``."""
         validation = None if self.validation is None else self.validation.to(device)
         return replace(self, train=self.train.to(device), test=self.test.to(device), validation=validation)
+
+    def only(self, labels: Sequence[int]) -> "ImageData":
+        """The images of these classes alone, which are numbered anew in the order given; names as in ``classes``."""
+        names = tuple(self.classes[label] for label in labels)
+
+        def part(split: Split) -> Split:
+            chosen = split.of_classes(labels)
+            return Split(chosen.raw, chosen.labels, names, chosen.mean, chosen.std, chosen.whitening)
+
+        held = None if self.validation is None else part(self.validation)
+        fingerprint = hashlib.sha256(f"{self.fingerprint}/{list(labels)}".encode()).hexdigest()
+        return replace(
+            self, train=part(self.train), test=part(self.test), validation=held, classes=names, fingerprint=fingerprint
+        )
+
+    def normalised(self, mean: Sequence[float], std: Sequence[float]) -> "ImageData":
+        """The same images under another normalisation."""
+        held = None if self.validation is None else self.validation.normalised(mean, std)
+        train, test = self.train.normalised(mean, std), self.test.normalised(mean, std)
+        return replace(self, train=train, test=test, validation=held, mean=tuple(mean), std=tuple(std), whitening=None)
 
     def seen_through(self, whitening: Whitening) -> "ImageData":
         """The same images under another whitening, as that of a synthetic set networks were trained on."""

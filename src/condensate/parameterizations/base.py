@@ -3,7 +3,7 @@
 import inspect
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +78,17 @@ class Parameterization(nn.Module, ABC):
     def restore_(self, tensors: dict[str, Tensor]) -> None:
         """Inverse of ``stored``: take these tensors' values, in place."""
         self.load_state_dict(tensors)
+
+    def options(self) -> dict[str, Any]:
+        """Keyword-only constructor arguments, which every storage keeps as attributes of the same names."""
+        parameters = inspect.signature(type(self)).parameters.values()
+        return {p.name: getattr(self, p.name) for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+    def subset(self, index: Tensor) -> Self:
+        """A storage of the same kind with the images at ``index`` (k,) alone; stored tensors have a row an image."""
+        chosen = type(self)(len(index), self.shape, **self.options()).to(index.device)
+        chosen.restore_({name: tensor[index] for name, tensor in self.stored().items()})
+        return chosen
 
     @classmethod
     def saves_nothing(cls, shape: Shape, **options: Any) -> str | None:

@@ -1,0 +1,224 @@
+"""One condensation in its folder: started, optimised, saved; stopped and gone on with at any time."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import rmtree
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from condensate import assemble
+from condensate.atomic import replacing
+from condensate.console import Display
+from condensate.data import ImageData
+from condensate.loop import Progress, condense
+from condensate.pictures import save_grid
+from condensate.recipe import Recipe, Values
+from condensate.records import environment, read_json, write, write_json
+from condensate.streams import Streams
+from condensate.synthetic import LARGEST_STEP_SIZE, SMALLEST_STEP_SIZE, SyntheticDataset, load
+
+BOUNDS = f"{SMALLEST_STEP_SIZE:g} to {LARGEST_STEP_SIZE:g}"
+
+
+@dataclass(frozen=True)
+class Session:
+    """What is common to the rows of a run.
+
+    Args:
+        device: Where everything is computed.
+        display: Where progress is shown.
+        changes: What the user changed of the recipe, for the record and for the rows it is compared with.
+        smoke: Random images, two classes, tiny networks: does it run at all?
+    """
+
+    device: torch.device
+    display: Display
+    changes: Values
+    smoke: bool = False
+
+    def described(self, recipe: str) -> Values:
+        """What goes to ``environment.json``."""
+        return {"recipe": recipe, "overrides": self.changes, "smoke": self.smoke} | environment(self.device)
+
+
+class Clock:
+    """Seconds a piece of work took, over all sessions up to what each of them left to go on from; experts apart.
+
+    Args:
+        file: Where they are kept.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.began, self.on_experts = file, time.monotonic(), 0.0
+
+    def start(self) -> None:
+        """Count from now on."""
+        self.began, self.on_experts = time.monotonic(), 0.0
+
+    def spent(self) -> dict[str, float]:
+        """Seconds so far."""
+        before = read_json(self.file) if self.file.is_file() else {"seconds": 0.0, "experts_seconds": 0.0}
+        now = time.monotonic() - self.began - self.on_experts
+        return {
+            "seconds": round(before["seconds"] + now, 3),
+            "experts_seconds": round(before["experts_seconds"] + self.on_experts, 3),
+        }
+
+    def keep(self) -> None:
+        """Write the seconds down, as what they were spent on is written."""
+        write_json(self.file, self.spent())
+        self.start()
+
+
+class Condensation:
+    """One condensation in its folder, which holds what is needed to go on with it until ``tidy``.
+
+    Args:
+        title: Shown with the progress.
+        recipe: Complete, nothing left to choose.
+        folder: Where recipe, log, pictures and the set go.
+        data: What is condensed.
+        session: Device and display.
+        streams: Source of all draws.
+        outputs: Of the networks matched; the number of classes if absent.
+        clock: Of the work this is part of; its own if absent.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        recipe: Recipe,
+        folder: Path,
+        data: ImageData,
+        session: Session,
+        streams: Streams,
+        outputs: int | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.title, self.recipe, self.folder, self.data, self.session = title, recipe, folder, data, session
+        self.streams, self.outputs = streams, outputs
+        self.artefact = folder / "synthetic.safetensors"
+        self.checkpoint = folder / "checkpoints" / "condense.safetensors"
+        self.clock = clock or Clock(folder / "checkpoints" / "seconds.json")
+
+    def begin(self) -> None:
+        """Write down what is about to be done."""
+        self.clock.start()
+        (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        write(self.folder / "recipe.yaml", self.recipe.dump())
+        write_json(self.folder / "environment.json", self.session.described(self.recipe.name))
+
+    def run(self) -> SyntheticDataset:
+        """The set as it was saved, condensed first if it is not there."""
+        if not self.artefact.is_file():
+            self.condense().save(self.artefact)
+            self.clock.keep()
+        synthetic = load(self.artefact).to(self.session.device)
+        save_grid(synthetic, self.folder / "images.png")
+        return synthetic
+
+    def tidy(self) -> None:
+        """Take away what only served to go on."""
+        rmtree(self.folder / "checkpoints", ignore_errors=True)
+        rmtree(self.folder / "experts", ignore_errors=True)  # of a smoke run
+
+    def condense(self) -> SyntheticDataset:
+        """The condensed set, from the last checkpoint if there is one."""
+        recipe, options, device, display = self.recipe, self.recipe.condense, self.session.device, self.session.display
+        synthetic = assemble.start(recipe, self.data, self.streams, self.outputs)
+        if not options.episodes:
+            return synthetic
+        compute = assemble.compute(recipe, device)
+        if recipe.experts is not None:
+            recipe = self.make_experts(recipe)
+        objective = assemble.objective(recipe, self.data, compute, self.streams, self.outputs)
+        start, velocity = self.restore(synthetic)
+        if compute.compiled and start < options.episodes:
+            display.say("compiling: the first episode takes up to a minute longer, the others half as long")
+        told: list[int] = []
+        log, last = (self.folder / "log.jsonl").open("a"), time.monotonic()
+        with log, display.work(f"{self.title}: condense", options.episodes, start) as step:
+
+            def after(progress: Progress) -> None:
+                nonlocal last
+                now, count = time.monotonic(), len(progress.losses)
+                for past, loss in enumerate(progress.losses):
+                    number = progress.episode - count + 1 + past
+                    line = {"episode": number, "loss": loss, "seconds": round((now - last) / count, 6)}
+                    if progress.step_sizes:
+                        line["step_size"] = progress.step_sizes[past]
+                    if progress.projected and past + 1 == count:
+                        line["projected"] = progress.projected
+                    log.write(json.dumps(line) + "\n")
+                last = now
+                if progress.projected and not told:
+                    told.append(progress.episode)
+                    display.say(
+                        f"{self.title}: in episode {progress.episode} the step size left its bounds, {BOUNDS}, and was "
+                        f"put back; if it stays there, lower --condense.lr_step, which is {options.lr_step:g}"
+                    )
+                step(progress.episode + 1, f"loss {progress.losses[-1]:.4g}")
+                due = (progress.episode + 1) // options.checkpoint > (
+                    progress.episode + 1 - count
+                ) // options.checkpoint
+                if due and progress.episode + 1 < options.episodes:
+                    log.flush()
+                    self.save(synthetic, progress)
+
+            condense(
+                synthetic,
+                objective,
+                episodes=options.episodes,
+                lr=options.lr,
+                momentum=options.momentum,
+                lr_labels=options.lr_labels,
+                lr_step=options.lr_step,
+                start=start,
+                velocity=velocity,
+                after=after,
+            )
+        return synthetic
+
+    def make_experts(self, recipe: Recipe) -> Recipe:
+        """The recipe with the place of its experts, which are there then."""
+        if self.session.smoke:
+            recipe = recipe.with_values(experts={"store": str(self.folder / "experts")})
+        store = assemble.experts(recipe, self.data, self.outputs)
+        if recipe.experts is not None and not recipe.experts.make:
+            store.check_complete()
+        missing, began = len(store.missing()), time.monotonic()
+        if missing:
+            self.session.display.say(f"{missing} of {len(store)} experts to be made first, in {store.folder}")
+            with self.session.display.work(f"{self.title}: experts", len(store), len(store) - missing) as step:
+                assemble.make_experts(recipe, self.data, step, self.outputs)
+            self.clock.on_experts = time.monotonic() - began
+        return recipe
+
+    def save(self, synthetic: SyntheticDataset, progress: Progress) -> None:
+        """A checkpoint between two episodes."""
+        tensors = {f"stored.{name}": tensor for name, tensor in synthetic.stored().items()}
+        tensors |= {f"velocity.{name}": tensor for name, tensor in progress.velocity().items()}
+        with replacing(self.checkpoint) as part:
+            held = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+            save_file(held, part, {"next": str(progress.episode + 1)})
+        self.clock.keep()
+
+    def restore(self, synthetic: SyntheticDataset) -> tuple[int, dict[str, torch.Tensor]]:
+        """Put the last checkpoint into ``synthetic``; the next episode and the momentum. Cuts the log to match."""
+        log = self.folder / "log.jsonl"
+        start, parts = 0, {"stored": dict[str, torch.Tensor](), "velocity": dict[str, torch.Tensor]()}
+        if self.checkpoint.is_file():
+            with safe_open(self.checkpoint, framework="pt", device=str(self.session.device)) as file:
+                start = int(file.metadata()["next"])
+                for key in file.keys():  # noqa: SIM118
+                    part, name = key.split(".", 1)
+                    parts[part][name] = file.get_tensor(key)
+            synthetic.restore_(parts["stored"])
+        if log.is_file():
+            lines = log.read_text().splitlines(keepends=True)[:start]
+            write(log, "".join(lines))
+        return start, parts["velocity"]
