@@ -40,9 +40,12 @@ class Session:
     changes: Values
     smoke: bool = False
 
-    def described(self, recipe: str) -> Values:
-        """What goes to ``environment.json``."""
-        return {"recipe": recipe, "overrides": self.changes, "smoke": self.smoke} | environment(self.device)
+    def open(self, folder: Path, recipe: Recipe) -> None:
+        """Make a folder and write down what is about to be done in it, as far as it takes to go on with it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write(folder / "recipe.yaml", recipe.dump())
+        described = {"recipe": recipe.name, "overrides": self.changes, "smoke": self.smoke}
+        write_json(folder / "environment.json", described | environment(self.device))
 
 
 class Clock:
@@ -108,9 +111,7 @@ class Condensation:
     def begin(self) -> None:
         """Write down what is about to be done."""
         self.clock.start()
-        (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        write(self.folder / "recipe.yaml", self.recipe.dump())
-        write_json(self.folder / "environment.json", self.session.described(self.recipe.name))
+        self.session.open(self.folder, self.recipe)
 
     def run(self) -> SyntheticDataset:
         """The set as it was saved, condensed first if it is not there."""

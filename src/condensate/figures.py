@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from torch import Tensor
 
 from condensate.atomic import replacing
 from condensate.errors import UserError
@@ -108,6 +109,30 @@ def save_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: str | o
     axes.set_xticks(sorted({point["classes_seen"] for points in curves.values() for point in points}))
     axes.grid(color="0.9")
     axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0, frameon=False)
+    _write(figure, path)
+
+
+def save_neighbours(rows: Sequence[tuple[str, Tensor, Sequence[str]]], path: str | os.PathLike[str]) -> None:
+    """Write a PNG of pictures in rows of equal length, a name before each and a word under each picture.
+
+    Args:
+        rows: Name, pictures (k, C, H, W) of 0..1, and k words.
+        path: Of the file; its folder is made if need be.
+    """
+    from matplotlib.figure import Figure
+
+    count = max(len(pictures) for _, pictures, _ in rows)
+    figure = Figure(figsize=(1.8 + 0.8 * count, len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), count, squeeze=False)
+    for line, (name, pictures, words) in zip(grid, rows, strict=True):
+        line[0].text(-0.15, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
+        for axes, picture, word in zip(line, pictures, words, strict=False):
+            seen = picture.permute(1, 2, 0).cpu().numpy()
+            axes.imshow(seen, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes.set_xlabel(word, fontsize=8, labelpad=1)
+    for axes in grid.flat:
+        axes.set(xticks=(), yticks=())
+        axes.spines[:].set_visible(False)
     _write(figure, path)
 
 

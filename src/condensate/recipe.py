@@ -18,6 +18,7 @@ from condensate.experts import ExpertOptions
 from condensate.networks import NETWORKS
 from condensate.objectives import OBJECTIVES
 from condensate.parameterizations import PARAMETERIZATIONS, Shape, pixel_bits
+from condensate.privacy import PrivacyOptions
 from condensate.starts import STARTS
 
 Values = dict[str, Any]
@@ -133,7 +134,7 @@ NAMED: dict[str, tuple[Mapping[str, Callable[..., Any]], str]] = {
 # A recipe whose objective matches expert trajectories has this section, too.
 EXPERTS = "experts"
 # What is studied with many condensations has a section of its own, where it is asked for.
-STUDIES: dict[str, Callable[..., Any]] = {"continual": ContinualOptions}
+STUDIES: dict[str, Callable[..., Any]] = {"continual": ContinualOptions, "privacy": PrivacyOptions}
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,11 @@ class Recipe:
     def continual(self) -> ContinualOptions:
         """How data become a stream of experiences; the usual where the recipe does not say."""
         return ContinualOptions(**self.values.get("continual", {}))
+
+    @property
+    def privacy(self) -> PrivacyOptions:
+        """What membership inference is given; the usual where the recipe does not say."""
+        return PrivacyOptions(**self.values.get("privacy", {}))
 
     @property
     def condense(self) -> Condense:

@@ -13,7 +13,6 @@ from condensate.data import KNOWN, ImageData
 from condensate.errors import UserError, unknown
 from condensate.parameterizations import PARAMETERIZATIONS, Shape
 from condensate.recipe import Recipe, Values, merge
-from condensate.records import write, write_json
 from condensate.rows import FULL, Row
 from condensate.schema import complete
 from condensate.sheets import find, resolve, shipped
@@ -96,9 +95,7 @@ class Run:
         """The same run under a seed in a folder, which is written as far as it needs to be resumed."""
         rows = {name: recipe.with_values(seed=seed) for name, recipe in self.rows.items()}
         run = replace(self, recipe=self.recipe.with_values(seed=seed), rows=rows, folder=folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write(folder / "recipe.yaml", run.recipe.dump())
-        write_json(folder / "environment.json", self.session.described(self.recipe.name))
+        self.session.open(folder, run.recipe)
         return run
 
     def run(self) -> dict[str, Values]:

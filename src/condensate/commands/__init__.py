@@ -5,6 +5,7 @@ from condensate.commands.continual import CONTINUAL
 from condensate.commands.evaluate import EVALUATE
 from condensate.commands.experts import EXPERTS
 from condensate.commands.plan import PLAN
+from condensate.commands.privacy import PRIVACY
 from condensate.commands.recipes import RECIPES, SHOW
 from condensate.commands.run import RUN
 
@@ -16,6 +17,7 @@ COMMANDS = {
     "experts": EXPERTS,
     "evaluate": EVALUATE,
     "continual": CONTINUAL,
+    "privacy": PRIVACY,
 }
 
 __all__ = ["COMMANDS", "Command"]

@@ -6,12 +6,11 @@ on what is remembered of earlier ones beside what is new.
 
 from condensate.continual.experiences import Experience, Stream, class_order, split_stream
 from condensate.continual.memory import Reservoir, Union, keep_first, load_memory, save_memory
-from condensate.continual.metrics import Curve, average_incremental_accuracy, forgetting
+from condensate.continual.metrics import average_incremental_accuracy, forgetting
 from condensate.continual.options import ContinualOptions
 
 __all__ = [
     "ContinualOptions",
-    "Curve",
     "Experience",
     "Reservoir",
     "Stream",

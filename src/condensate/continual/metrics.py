@@ -1,28 +1,9 @@
 """What is measured of continual learning."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import mean
 
 Matrix = Sequence[Sequence[float]]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Accuracies 0..1 of one memory along one class order.
-
-    Args:
-        seen: On all classes seen, after every experience: the share of right answers among all their images.
-        matrix: Row i holds the accuracies on experiences 0 to i, each apart, after experience i.
-    """
-
-    seen: tuple[float, ...]
-    matrix: tuple[tuple[float, ...], ...]
-
-    @property
-    def final(self) -> float:
-        """On all classes, after the last experience."""
-        return self.seen[-1]
 
 
 def average_incremental_accuracy(seen: Sequence[float]) -> float:

@@ -6,9 +6,10 @@ has found a leak.
 """
 
 from condensate.privacy.attacks import ATTACKS, Attack, Record, confidence, lira, loss, regression, threshold
-from condensate.privacy.curves import Estimate, Leakage, measure, roc
+from condensate.privacy.curves import Estimate, Leakage, check_rates, measure, roc
 from condensate.privacy.membership import check_members, draw_members
 from condensate.privacy.neighbours import Nearness, nearest, nearness, share
+from condensate.privacy.options import PrivacyOptions
 
 __all__ = [
     "ATTACKS",
@@ -16,8 +17,10 @@ __all__ = [
     "Estimate",
     "Leakage",
     "Nearness",
+    "PrivacyOptions",
     "Record",
     "check_members",
+    "check_rates",
     "confidence",
     "draw_members",
     "lira",

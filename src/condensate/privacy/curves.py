@@ -83,10 +83,9 @@ def measure(
     """
     check_members(scores, members)
     curve = _Curve(scores, members)
+    check_rates(fprs, members)
     if fprs is None:
         fprs = [fpr for fpr in USUAL_FPRS if _needed(fpr) <= curve.others]
-    for fpr in fprs:
-        _check_rate(fpr, curve.others, members)
     right = _told_right(scores, members, curve)
 
     def everything(targets: Counts, images: Counts) -> list[float]:
@@ -101,6 +100,28 @@ def measure(
     values = everything(*(np.ones(size, dtype=np.int64) for size in members.shape))
     auc, accuracy, *rates = map(Estimate, values, lows, highs)
     return Leakage(auc, accuracy, dict(zip(fprs, rates)), len(members), int(members.sum()), curve.others)
+
+
+def check_rates(fprs: Sequence[float] | None, members: NDArray[np.bool_]) -> None:
+    """Refuse false-positive rates for which there will be too few scores.
+
+    Args:
+        fprs: As for ``measure``.
+        members: (T, n).
+
+    Raises:
+        UserError: If a rate is not above 0 and below 1, or fewer than ten non-members' scores would lie beyond it.
+    """
+    others = int((~members).sum())
+    for fpr in fprs or ():
+        if not 0 < fpr < 1:
+            raise UserError(f"a false-positive rate must be above 0 and below 1, got {fpr:g}")
+        if others < _needed(fpr):
+            enough = 2 * math.ceil(_needed(fpr) / members.shape[1])
+            raise UserError(
+                f"a false-positive rate of {fpr:g} needs the scores of {_needed(fpr):,} non-members, got {others:,}; "
+                f"{enough} shadows of this pool would do, in place of {len(members)}"
+            )
 
 
 def roc(scores: Floats, members: NDArray[np.bool_]) -> tuple[Floats, Floats]:
@@ -179,14 +200,3 @@ def _rate(found: Counts, wrong: Counts, fpr: float) -> float:
 
 def _needed(fpr: float) -> int:
     return math.ceil(FALSE_POSITIVES / fpr * (1 - 1e-12))
-
-
-def _check_rate(fpr: float, others: int, members: NDArray[np.bool_]) -> None:
-    if not 0 < fpr < 1:
-        raise UserError(f"a false-positive rate must be above 0 and below 1, got {fpr:g}")
-    if others < _needed(fpr):
-        enough = 2 * math.ceil(_needed(fpr) / members.shape[1])
-        raise UserError(
-            f"a false-positive rate of {fpr:g} needs the scores of {_needed(fpr):,} non-members, got {others:,}; "
-            f"{enough} shadows of this pool would do, in place of {len(members)}"
-        )

@@ -47,9 +47,7 @@ class Study:
 
     def at(self, folder: Path) -> "Study":
         """The same study in a folder, which is written as far as it needs to be resumed."""
-        folder.mkdir(parents=True, exist_ok=True)
-        write(folder / "recipe.yaml", self.recipe.dump())
-        write_json(folder / "environment.json", self.session.described(self.recipe.name))
+        self.session.open(folder, self.recipe)
         return replace(self, folder=folder)
 
     @property

@@ -51,7 +51,7 @@ class Allowance:
 
     def memory(self, step: int) -> int:
         """Of everything remembered after experience ``step``."""
-        return self.per_class(step) * sum(self.slots[: step + 1])
+        return self.total if self.fixed else self.per_class(step) * sum(self.slots[: step + 1])
 
     def of_classes(self, recipe: Recipe, step: int, classes: int) -> Recipe:
         """The recipe with the budget of so many classes after experience ``step``."""

@@ -1,0 +1,95 @@
+"""The command privacy: what a condensed set tells of the images it was made from."""
+
+import argparse
+from pathlib import Path
+
+from condensate.commands.base import Command, chosen_device, read_recipe
+from condensate.commands.continual import study_options
+from condensate.condensing import Session
+from condensate.console import Display, show_table
+from condensate.errors import UserError
+from condensate.recipe import Values, merge
+from condensate.records import read_json
+from condensate.runs import check_free, new_folder
+from condensate.studies import privacy
+
+# Beside what is asked about: real images in the same bytes, and networks that saw all members.
+COMPARED = ["random", "random-uint8", "full"]
+
+
+def _privacy(options: argparse.Namespace, keys: Values) -> None:
+    device, display = chosen_device(options.device), Display()
+    if options.resume:
+        if options.recipe or options.out or keys or options.smoke:
+            raise UserError("--resume takes everything from the folder: give no RECIPE, --out, --smoke or key")
+        study = privacy.reopen(options.resume, device, display, options.threads)
+    else:
+        if not options.recipe:
+            raise UserError("privacy needs a RECIPE or the folder of a run, as in: condensate privacy digits-lodm")
+        name, keys = _of_run(options.recipe, keys)
+        recipe, changes = read_recipe(name, merge({"privacy": {}, "compare": COMPARED}, keys))
+        if options.out:
+            check_free(options.out)
+        study = privacy.prepare(recipe, Session(device, display, changes, options.smoke))
+        study = study.at(options.out or new_folder(recipe.name))
+    display.say(f"run folder: {study.folder}")
+    _show(study.run(options.jobs))
+    print(f"figures: {study.folder}/*.png")
+
+
+def _of_run(given: str, keys: Values) -> tuple[str, Values]:
+    """The recipe of a run folder, with what was changed of it and its saved set; of anything else, the thing itself."""
+    folder = Path(given)
+    if not folder.is_dir():
+        return given, keys
+    if not (folder / "result.json").is_file() or not (folder / "synthetic.safetensors").is_file():
+        raise UserError(f"{folder} holds no finished run; give the folder with its synthetic.safetensors, or a recipe")
+    described = read_json(folder / "environment.json")
+    changes = {section: content for section, content in described["overrides"].items() if section != "compare"}
+    return described["recipe"], merge(merge(changes, {"privacy": {"released": str(folder)}}), keys)
+
+
+def _show(result: Values) -> None:
+    """What the attacks found out, and how near the synthetic images are to real ones."""
+    rows = []
+    for row, found in result["rows"].items():
+        for attack, leak in found["attacks"].items():
+            rates = [_with_interval(leak["tpr"][fpr]) for fpr in leak["tpr"]]
+            told = [_with_interval(leak["auc"], 1, 3), _with_interval(leak["balanced_accuracy"]), *rates]
+            rows.append([row, f"{100 * found['accuracy']:.1f}", attack, *told])
+    first = next(iter(result["rows"].values()))["attacks"]["lira"]
+    fprs = [f"TPR % at {100 * float(fpr):g} % FPR" for fpr in first["tpr"]]
+    show_table(
+        f"membership inference, {result['shadows']} shadows of a pool of {result['pool']:,} images",
+        ["", "accuracy %", "attack", "AUC", "balanced accuracy %", *fprs],
+        rows,
+    )
+    near = []
+    for row, found in result["rows"].items():
+        for space, told in found["nearest"].items():
+            share = _with_interval(told["share_closer_to_a_member"])
+            near.append([row, space, share, f"{told['median_to_member']:.2f}", f"{told['median_to_other']:.2f}"])
+    show_table(
+        "nearest real image to each synthetic one, of as many members as others",
+        ["", "distance in", "closer to a member %", "median to a member", "median to another"],
+        near,
+    )
+    for space, told in (result["released"] or {}).items():
+        print(
+            f"the set named, {space}: {100 * told['share_closer_to_a_training_image']:.1f} % of its images are closer "
+            f"to a training than to a test image (of {told['compared']:,} each); median distances "
+            f"{told['median_to_training']:.2f} and {told['median_to_test']:.2f}"
+        )
+    if not fprs:
+        print("too few non-members' scores for a true-positive rate at 1 %: more shadows, --privacy.shadows")
+    if result["smoke"]:
+        print("a smoke run: it ran; the numbers mean nothing")
+    print("( to ) is a 95 % interval; 50 % and AUC 0.5 are what guessing gives")
+
+
+def _with_interval(estimate: Values, scale: int = 100, digits: int = 1) -> str:
+    value, low, high = (f"{scale * estimate[key]:.{digits}f}" for key in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
+
+
+PRIVACY = Command("Attack sets condensed from halves of the data; say what they give away.", study_options, _privacy)
