@@ -84,3 +84,14 @@ def test_example__own_loop(tmp_path, monkeypatch):
     program = [sys.executable, str(ROOT / "examples" / "own_loop.py"), "here"]
     done = subprocess.run(program, capture_output=True, text=True, check=True)
     assert "4 synthetic images of 2 classes" in done.stdout
+
+
+def test_example__own_replay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    keys = ["--condense.episodes", "1", "--evaluate.repeats", "1", "--evaluate.epochs", "1", "--network.width", "8"]
+    keys += ["--continual.orders", "1", "--compare", "[]"]
+    assert cli.main(["continual", "digits-continual-lodm-5steps", "--out", "here", *keys]) == 0
+    step = "here/order0/digits-continual-lodm-5steps/step2"
+    program = [sys.executable, str(ROOT / "examples" / "own_replay.py"), step]
+    done = subprocess.run(program, capture_output=True, text=True, check=True)
+    assert "8 images remembered of 4 classes" in done.stdout

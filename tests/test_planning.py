@@ -38,3 +38,23 @@ def test_plan__data_not_at_hand__all_experts_and_no_time():
     expected = planning.plan(resolve("cifar10-dm-ipc1", {"objective": {"name": "mtt"}}), torch.device("cpu")).experts
     assert (expected.count, expected.missing, expected.epochs, expected.seconds) == (100, 100, 6, None)
     assert planning.plan(resolve("cifar10-dm-ipc1"), torch.device("cpu")).experts is None
+
+
+def test_plan__stream_of_classes__all_its_orders_and_memories():
+    """Five orders condense all classes five times; networks train on 2, 4, ... 10 of the classes: three whole sets."""
+    alone, device = planning.plan(resolve("digits-lodm"), torch.device("cpu")), torch.device("cpu")
+    changes = {"continual": {"steps": 5, "orders": 5}}
+    stream = planning.plan(resolve("digits-lodm", changes), device)
+    assert stream.sets == 5
+    assert stream.condense_seconds == pytest.approx(5 * alone.condense_seconds)
+    assert stream.evaluate_seconds == pytest.approx(15 * alone.evaluate_seconds)
+    assert stream.bytes == alone.bytes
+    fixed = planning.plan(resolve("digits-lodm", {"continual": {"steps": 5, "orders": 1, "budget": "fixed"}}), device)
+    assert fixed.evaluate_seconds == pytest.approx(5 * alone.evaluate_seconds)
+
+
+def test_plan__privacy__all_its_shadows():
+    alone, device = planning.plan(resolve("digits-lodm"), torch.device("cpu")), torch.device("cpu")
+    shadows = planning.plan(resolve("digits-lodm", {"privacy": {"shadows": 8, "networks": 2}}), device)
+    assert shadows.condense_seconds == pytest.approx(8 * alone.condense_seconds)
+    assert shadows.evaluate_seconds == pytest.approx(8 * 2 / 5 * alone.evaluate_seconds)

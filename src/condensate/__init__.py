@@ -5,6 +5,7 @@ __version__ = "0.1.0"
 from condensate.augment import Augment
 from condensate.classic import ClassicAugment
 from condensate.compute import Compute
+from condensate.continual import Reservoir, Union, load_memory
 from condensate.data import ImageData, from_arrays
 from condensate.data import load as load_data
 from condensate.errors import UserError
@@ -32,11 +33,13 @@ __all__ = [
     "Objective",
     "Parameterization",
     "Pixels",
+    "Reservoir",
     "Score",
     "Streams",
     "SyntheticDataset",
     "TrajectoryMatching",
     "Uint8",
+    "Union",
     "UserError",
     "Whitening",
     "build_network",
@@ -48,4 +51,5 @@ __all__ = [
     "from_arrays",
     "load",
     "load_data",
+    "load_memory",
 ]

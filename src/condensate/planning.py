@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 
 import torch
@@ -46,6 +46,7 @@ class Plan:
         memory_bytes: Of images and activations at the peak, beside what PyTorch itself takes.
         side_bytes: Of the whitening beside the set, not in the budget; 0 without ZCA.
         experts: What the experts take, where the objective matches any.
+        sets: How often all classes are condensed: class orders of a stream, shadows of a study of privacy, else 1.
     """
 
     shape: Shape
@@ -61,6 +62,7 @@ class Plan:
     memory_bytes: int
     side_bytes: int
     experts: "ExpertPlan | None" = None
+    sets: int = 1
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,27 @@ class Rates:
 
 
 def plan(recipe: Recipe, device: torch.device) -> Plan:
-    """Estimate a run without an episode of it; machine rates are measured once, in seconds, and kept in the cache."""
+    """Estimate a run without an episode of it; machine rates are measured once, in seconds, and kept in the cache.
+
+    Of a recipe with a section of a study, the main row of the whole study.
+    """
+    single = _plan(recipe, device)
+    sets, networks = 1, 1.0
+    if "continual" in recipe.values:
+        stream = recipe.continual
+        steps = len(stream.groups or range(stream.steps)) * (1 + len(stream.then))
+        sets, networks = stream.orders, steps if stream.budget == "fixed" else (steps + 1) / 2  # whole sets trained on
+    elif "privacy" in recipe.values:
+        sets, networks = recipe.privacy.shadows, recipe.privacy.networks / recipe.evaluate.repeats
+    made = single.experts
+    if made is not None and sets > 1:  # of every part anew, whatever a store holds
+        seconds = made.seconds * sets * made.count / made.missing if made.seconds and made.missing else None
+        made = replace(made, missing=made.count, seconds=seconds)
+    condense, evaluate = single.condense_seconds * sets, single.evaluate_seconds * sets * networks
+    return replace(single, condense_seconds=condense, evaluate_seconds=evaluate, experts=made, sets=sets)
+
+
+def _plan(recipe: Recipe, device: torch.device) -> Plan:
     shape, classes, held, data = _data(recipe)
     side = 0
     if recipe["data"]["zca"]:

@@ -28,6 +28,7 @@ def _plan(options: argparse.Namespace, keys: Values) -> None:
         *([["side file of ZCA", f"{expected.side_bytes:,}"]] if expected.side_bytes else []),
         ["computed", how],
         *_expert_rows(expected.experts),
+        *([["condensed", f"{expected.sets} times: class orders or shadows"]] if expected.sets > 1 else []),
         [f"{recipe.condense.episodes:,} episodes", duration(expected.condense_seconds)],
         ["evaluation", duration(expected.evaluate_seconds)],
         ["memory", f"{size(expected.memory_bytes)} and what PyTorch takes"],
@@ -40,7 +41,7 @@ def _plan(options: argparse.Namespace, keys: Values) -> None:
 def _expert_rows(experts: ExpertPlan | None) -> list[list[str]]:
     if experts is None:
         return []
-    taken = "time unknown, the data are not here" if experts.seconds is None else duration(experts.seconds)
+    taken = "time not known before" if experts.seconds is None else duration(experts.seconds)
     made = f"{experts.missing} to be made, {taken}" if experts.missing else "all there"
     return [[f"{experts.count} experts, epochs 0 to {experts.epochs}", f"{size(experts.bytes)} on disk; {made}"]]
 

@@ -10,7 +10,7 @@ from condensate.commands.base import Command, chosen_device, machine_options, po
 from condensate.condensing import Session
 from condensate.console import Display, percent, show_table
 from condensate.errors import UserError
-from condensate.recipe import Values
+from condensate.recipe import STUDIES, Values
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +34,9 @@ def _run(options: argparse.Namespace, keys: Values) -> None:
         if not options.recipe:
             raise UserError("run needs a RECIPE, as in: condensate run digits-lodm; list: condensate recipes")
         recipe, changes = read_recipe(options.recipe, keys)
+        for study in STUDIES:
+            if study in recipe.values:
+                raise UserError(f"{recipe.name} has a section {study}: condensate {study} {options.recipe}")
         session = Session(device, display, changes, options.smoke)
         if options.out:
             runs.check_free(options.out)

@@ -8,7 +8,6 @@ from shutil import rmtree
 from statistics import mean, pstdev, stdev
 
 import torch
-from scipy.stats import t as student
 
 from condensate import assemble
 from condensate.condensing import Session
@@ -206,6 +205,8 @@ def spread(values: Sequence[float]) -> Values:
 
 def difference(ours: Sequence[float], others: Sequence[float]) -> Values:
     """Mean difference of two rows over the same class orders, with its 95 % interval (Student's t, paired)."""
+    from scipy.stats import t as student
+
     found = spread([a - b for a, b in zip(ours, others, strict=True)])
     count = len(ours)
     if found["std"] is None:
