@@ -1,8 +1,11 @@
 """Independent parts of a study, one after another or several at once."""
 
+import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
+from threading import Thread
 from typing import Any
 
 import torch
@@ -23,7 +26,7 @@ def each(work: Callable[[Any], None], items: Iterable[Any], jobs: int = 1) -> No
         return
     threads = torch.get_num_threads()
     with ProcessPoolExecutor(
-        min(jobs, len(items)), get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
+        min(jobs, len(items)), get_context("spawn"), initializer=_begin, initargs=(threads,)
     ) as pool:
         waiting = [pool.submit(work, item) for item in items]
         try:
@@ -32,3 +35,16 @@ def each(work: Callable[[Any], None], items: Iterable[Any], jobs: int = 1) -> No
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _begin(threads: int) -> None:
+    """Set a process up: its threads, and its end with that of the process that started it, however that ends."""
+    torch.set_num_threads(threads)
+    parent = parent_process()
+    if parent is not None:
+        Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)
