@@ -73,14 +73,16 @@ class _Rate(ProgressColumn):
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], prose: bool = False) -> None:
     """Print a table on standard output: names, then columns of numbers, or of prose that may be folded."""
-    table = Table(title=escape(title), title_justify="left")
+    table = Table()
     for number, column in enumerate(columns):
         text = prose or number == 0
         table.add_column(column, justify="left" if text else "right", no_wrap=number == 0 or not prose, overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
     width = None if sys.stdout.isatty() else 120
-    Console(width=width).print(table)
+    console = Console(width=width)
+    console.print(title, style="italic", markup=False, highlight=False)
+    console.print(table)
 
 
 def percent(mean: float, std: float | None) -> str:

@@ -1,13 +1,15 @@
 """The whole of continual learning at toy size: budgets held, resumed, repeated, and equal to a plain restatement."""
 
 import io
+import itertools
 import json
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 
-from condensate import LowRank, Streams, UserError, condensing, load
+from condensate import LowRank, Streams, UserError, cli, condensing, load
 from condensate.condensing import Session
 from condensate.console import Display
 from condensate.continual import load_memory
@@ -352,3 +354,67 @@ def test_difference__paired_interval_of_students_t():
     half = 4.30265 * 0.1 / 3**0.5
     assert (found["low"], found["high"]) == (pytest.approx(0.2 - half, abs=1e-5), pytest.approx(0.2 + half, abs=1e-5))
     assert difference([0.5], [0.4])["low"] is None
+
+
+@pytest.mark.parametrize("labels", ["disjoint", "shared"])
+def test_run__two_data_sets_one_after_the_other(tmp_path, monkeypatch, labels):
+    """From class folders, through the command line; paths are kept whole, so that the study goes on anywhere."""
+    monkeypatch.chdir(tmp_path)
+    for name, shade in (("first", 0), ("second", 100)):
+        for label, split, number in itertools.product("abc", ("train", "test"), range(6)):
+            file = tmp_path / name / split / label / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), shade + 20 * "abc".index(label) + number).save(file)
+    toy = ["--network.width", "8", "--network.depth", "1", "--condense.episodes", "1", "--objective.batch_real", "3"]
+    toy += ["--evaluate.repeats", "1", "--evaluate.epochs", "1", "--evaluate.epochs_full", "1", "--augment.ops", "[]"]
+    given = ["folder-lodm-ipc1", "--data.path", "first", *toy, "--compare", "random,full,finetune"]
+    given += ["--continual.then", "[{name: second, path: second}]", "--continual.labels", labels]
+    given += ["--continual.steps", "1", "--continual.orders", "1", "--out", "out"]
+    assert cli.main(["continual", *given]) == 0
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    names = [
+        ["a", "b", "c"],
+        ["second 2: a", "second 2: b", "second 2: c"] if labels == "disjoint" else ["a", "b", "c"],
+    ]
+    assert [sorted(experience) for experience in result["orders"]["0"]] == names
+    curve = result["rows"]["random"]["curve"]
+    assert [point["classes_seen"] for point in curve] == ([3, 6] if labels == "disjoint" else [3, 3])
+    assert [point["images"] for point in curve] == [3, 6]
+    (tmp_path / "out" / "result.json").unlink()
+    monkeypatch.chdir("/")
+    again = continual.reopen(tmp_path / "out", torch.device("cpu"), Display(Console(file=io.StringIO()))).run()
+    assert again["rows"]["random"]["accuracies"] == result["rows"]["random"]["accuracies"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["continual"], "continual needs a RECIPE"),
+        (["continual", "digits-lodm", "--resume", "here"], "--resume takes everything from the folder"),
+        (["continual", "--resume", "nowhere"], "nowhere holds no run to go on with"),
+        (["continual", "digits-lodm", "--continual.groups", "[[0, 1], [1, 2]]"], "overlap: class 1"),
+        (["continual", "digits-lodm", "--continual.budget", "full"], "continual.budget"),
+        (["run", "digits-continual-lodm-5steps"], "condensate continual digits-continual-lodm-5steps"),
+        (["run", "digits-lodm", "--privacy.shadows", "4"], "condensate privacy digits-lodm"),
+        (["privacy"], "privacy needs a RECIPE or the folder of a run"),
+        (["privacy", "."], "holds no finished run"),
+    ],
+)
+def test_commands__mistake__one_line(given, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(given) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_privacy_command__of_a_run__looks_at_its_own_set_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    toy = ["--network.width", "8", "--condense.episodes", "1", "--evaluate.repeats", "1", "--evaluate.epochs", "1"]
+    assert cli.main(["run", "digits-lodm", *toy, "--compare", "[]", "--out", "made"]) == 0
+    assert cli.main(["privacy", "made", "--compare", "[]", "--privacy.shadows", "4", "--out", "attacked"]) == 0
+    result = json.loads((tmp_path / "attacked" / "result.json").read_text())
+    assert list(result["rows"]) == ["digits-lodm"]
+    assert result["rows"]["digits-lodm"]["images"] == 20
+    assert result["overrides"]["network"] == {"width": 8}
+    assert result["released"]["pixels"]["compared"] == 500
+    assert "the set named" in capsys.readouterr().out

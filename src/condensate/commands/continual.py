@@ -48,7 +48,7 @@ def _show(result: Values) -> None:
     orders = len(result["orders"])
     networks = first["curve"][0]["networks"] // orders
     show_table(
-        f"accuracy % by classes seen, {orders} class orders of {networks} networks",
+        f"accuracy % by classes seen, {orders} class orders of {networks} networks each",
         ["", *seen],
         [[row, *(percent(p["mean"], p["std"]) for p in found["curve"])] for row, found in rows.items()],
     )
@@ -62,7 +62,7 @@ def _show(result: Values) -> None:
         told.append(
             [
                 row,
-                f"{last['images']:,}",
+                f"{last['images']:,}" if last["images"] else "",
                 f"{last['bytes']:,}" if last["bytes"] else "",
                 percent(found["average_incremental"]["mean"], found["average_incremental"]["std"]),
                 "" if lost is None else percent(lost["mean"], lost["std"]),
