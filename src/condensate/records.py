@@ -80,9 +80,10 @@ def stored_full(data: ImageData) -> Values:
 
 def fraction(recipe: Recipe) -> float | None:
     """Share of the shipped recipe's episodes; None for a recipe of the user's."""
-    if recipe.name not in shipped() or not recipe.condense.episodes:
+    if recipe.name not in shipped():
         return None
-    return recipe.condense.episodes / int(find(recipe.name)[1]["condense"]["episodes"])
+    whole = int(find(recipe.name)[1]["condense"]["episodes"])
+    return recipe.condense.episodes / whole if whole and recipe.condense.episodes else None
 
 
 def peak_bytes(device: torch.device) -> int:

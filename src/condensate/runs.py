@@ -59,7 +59,7 @@ def smoked(recipe: Recipe) -> Recipe:
         objective={key: value for key, value in toy.items() if key in recipe["objective"]},
         **experts,
         compute={"compile": "never", "precision": "float32"},
-        condense={"episodes": 1},
+        condense={"episodes": min(1, recipe.condense.episodes)},
         evaluate={"networks": ["same"], "repeats": 1, "epochs": 1, "epochs_full": 1, "split": "test"},
         compare=[],
         data={"zca": False},

@@ -15,7 +15,7 @@ from condensate.console import Display
 from condensate.continual import load_memory
 from condensate.evaluation import train_networks
 from condensate.recipe import merge
-from condensate.sheets import resolve
+from condensate.sheets import resolve, shipped
 from condensate.studies import continual, memories
 from condensate.studies.continual import difference, spread, summary
 from condensate.studies.memories import Allowance
@@ -288,6 +288,22 @@ def test_prepare__mistake__named_before_anything_is_written(tmp_path, changes, m
 def test_prepare__budget_that_just_fits__runs(tmp_path):
     result = study(tmp_path, {"budget": {"ipc": None, "bytes": 1280}}).run()
     assert [p["images"] for p in result["rows"]["digits-continual-lodm-5steps"]["curve"]] == [4, 7, 10]
+
+
+@pytest.mark.parametrize("name", [name for name in shipped() if "-continual-" in name] + ["cifar10-lomtt-ipc10"])
+def test_smoke__shipped_recipe(tmp_path, name):
+    """Every shipped recipe along two toy experiences; MTT beyond the digits, too."""
+    recipe = resolve(name, {"continual": {}, "compare": []})
+    session = Session(torch.device("cpu"), Display(Console(file=io.StringIO())), {}, smoke=True)
+    result = continual.prepare(recipe, session).at(tmp_path).run()
+    assert [point["classes_seen"] for point in result["rows"][name]["curve"]] == [2, 4]
+
+
+def test_command__rows_that_are_always_shown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["continual", "digits-lodm", "--smoke", "--out", "out"]) == 0
+    rows = json.loads((tmp_path / "out" / "result.json").read_text())["rows"]
+    assert list(rows) == ["digits-lodm", "random", "random-uint8", "k-centre", "full", "finetune"]
 
 
 def test_prepare__experts_not_to_be_made__named(tmp_path):

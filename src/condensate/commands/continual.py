@@ -11,6 +11,9 @@ from condensate.recipe import Values, merge
 from condensate.runs import check_free, new_folder
 from condensate.studies import continual
 
+# Beside what a recipe names: real images in the same bytes, the upper and the lower line.
+SHOWN = ("random-uint8", "full", "finetune")
+
 
 def study_options(parser: argparse.ArgumentParser) -> None:
     """What the commands that carry out a study take."""
@@ -32,6 +35,9 @@ def _continual(options: argparse.Namespace, keys: Values) -> None:
         if not options.recipe:
             raise UserError("continual needs a RECIPE, as in: condensate continual digits-continual-lodm-5steps")
         recipe, changes = read_recipe(options.recipe, merge({"continual": {}}, keys))
+        if "compare" not in keys:
+            missing = [row for row in SHOWN if row not in recipe["compare"]]
+            recipe = recipe.with_values(compare=[*recipe["compare"], *missing])
         if options.out:
             check_free(options.out)
         study = continual.prepare(recipe, Session(device, display, changes, options.smoke))
