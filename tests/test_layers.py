@@ -8,7 +8,8 @@ import condensate
 ROOT = Path(condensate.__file__).parent
 
 LAYERS = [
-    {"errors", "atomic"},
+    {"errors"},
+    {"atomic"},
     {"streams", "whitening"},
     {"augment", "classic", "networks", "compute"},
     {"data", "parameterizations", "training"},

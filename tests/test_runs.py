@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from condensate import Pixels, Streams, SyntheticDataset, UserError, condensing, load, records, rows, runs, scoring
+from condensate.atomic import alone_in
 from condensate.console import Display
 from condensate.recipe import Recipe
 from condensate.sheets import resolve, shipped
@@ -434,3 +435,10 @@ def test_result__seconds_of_all_sessions_and_of_experts_apart(tmp_path, monkeypa
     result = runs.reopen(tmp_path / "run", DEVICE, session().display).run()["digits-lomtt"]
     assert result["seconds"] > before["seconds"] > 50
     assert result["experts_seconds"] == before["experts_seconds"] > 0
+
+
+def test_run__another_process_in_the_folder__refused(tmp_path):
+    run = runs.prepare(resolve("digits-lodm", TINY), session(TINY)).at(tmp_path, 0)
+    with alone_in(tmp_path), pytest.raises(UserError, match="another process is at work in"):
+        run.run()
+    assert run.run()

@@ -1,10 +1,12 @@
-"""Files that are whole or absent."""
+"""Files that are whole or absent, and folders for one process at a time."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
+
+from condensate.errors import UserError
 
 
 @contextmanager
@@ -24,3 +26,26 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for it out of a folder, until the block or this process ends.
+
+    Raises:
+        UserError: Another process is in it.
+    """
+    if os.name != "posix":
+        yield  # without locks two processes may spoil each other's work
+        return
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another process is at work in {folder}; wait for it or name another folder") from error
+        yield
+    finally:
+        os.close(handle)

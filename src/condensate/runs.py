@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from condensate import assemble
+from condensate.atomic import alone_in
 from condensate.condensing import Session
 from condensate.console import Display
 from condensate.data import KNOWN, ImageData
@@ -101,9 +102,10 @@ class Run:
     def run(self) -> dict[str, Values]:
         """Carry it out; what is done already is kept. Results by row, as in ``result.json``."""
         results = {}
-        for name, recipe in self.rows.items():
-            folder = self.folder if name == self.recipe.name else self.folder / "compare" / name
-            results[name] = Row(name, recipe, folder, self.data[name], self.session).run()
+        with alone_in(self.folder):
+            for name, recipe in self.rows.items():
+                folder = self.folder if name == self.recipe.name else self.folder / "compare" / name
+                results[name] = Row(name, recipe, folder, self.data[name], self.session).run()
         return results
 
 

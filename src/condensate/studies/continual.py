@@ -10,6 +10,7 @@ from statistics import mean, pstdev, stdev
 import torch
 
 from condensate import assemble
+from condensate.atomic import alone_in
 from condensate.condensing import Session
 from condensate.console import Display
 from condensate.continual import ContinualOptions, Stream, average_incremental_accuracy, forgetting, split_stream
@@ -62,17 +63,18 @@ class Study:
     def run(self, jobs: int = 1) -> Values:
         """Carry it out; what is done already is kept. The result, as in ``result.json``."""
         file = self.folder / "result.json"
-        if not file.is_file():
-            left = [seed for seed in self.seeds if not self.finished(seed)]
-            if jobs > 1 and len(left) > 1:
-                each(partial(_run_order, self.folder, str(self.session.device)), left, jobs)
-            else:
-                for seed in left:
-                    self.run_order(seed)
-            result = self.result()
-            save_curves({row: found["curve"] for row, found in result["rows"].items()}, self.folder / "curves.png")
-            write(self.folder / "curves.csv", _table(result))
-            write_json(file, result)
+        with alone_in(self.folder):
+            if not file.is_file():
+                left = [seed for seed in self.seeds if not self.finished(seed)]
+                if jobs > 1 and len(left) > 1:
+                    each(partial(_run_order, self.folder, str(self.session.device)), left, jobs)
+                else:
+                    for seed in left:
+                        self.run_order(seed)
+                result = self.result()
+                save_curves({row: found["curve"] for row, found in result["rows"].items()}, self.folder / "curves.png")
+                write(self.folder / "curves.csv", _table(result))
+                write_json(file, result)
         return dict(read_json(file))
 
     def finished(self, seed: int) -> bool:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from condensate import assemble
-from condensate.atomic import replacing
+from condensate.atomic import alone_in, replacing
 from condensate.condensing import Clock, Condensation, Session
 from condensate.console import Display
 from condensate.data import ImageData, Split
@@ -75,14 +75,16 @@ class Study:
     def run(self, jobs: int = 1) -> Values:
         """Carry it out; what is done already is kept. The result, as in ``result.json``."""
         file = self.folder / "result.json"
-        if not file.is_file():
-            left = [(row, t) for t in range(self.recipe.privacy.shadows) for row in self.rows if not self.done(row, t)]
-            if jobs > 1:
-                shares = [left[first::jobs] for first in range(jobs)]
-                each(partial(_run_shadows, self.folder, str(self.session.device)), shares, jobs)
-            else:
-                self.run_shadows(left)
-            write_json(file, self.result())
+        with alone_in(self.folder):
+            if not file.is_file():
+                shadows = range(self.recipe.privacy.shadows)
+                left = [(row, number) for number in shadows for row in self.rows if not self.done(row, number)]
+                if jobs > 1:
+                    shares = [left[first::jobs] for first in range(jobs)]
+                    each(partial(_run_shadows, self.folder, str(self.session.device)), shares, jobs)
+                else:
+                    self.run_shadows(left)
+                write_json(file, self.result())
         return dict(read_json(file))
 
     def done(self, row: str, number: int) -> bool:
