@@ -1,50 +1,33 @@
 """The command continual: condensed sets as the memory of a stream of classes."""
 
 import argparse
-from pathlib import Path
 
-from condensate.commands.base import Command, chosen_device, machine_options, positive, read_recipe
-from condensate.condensing import Session
-from condensate.console import Display, percent, show_table
-from condensate.errors import UserError
-from condensate.recipe import Values, merge
-from condensate.runs import check_free, new_folder
+from condensate.commands.base import Command, read_recipe
+from condensate.commands.studies import carry_out, study_options
+from condensate.console import percent, show_table
+from condensate.recipe import Recipe, Values, merge
 from condensate.studies import continual
 
 # Beside what a recipe names: real images in the same bytes, the upper and the lower line.
 SHOWN = ("random-uint8", "full", "finetune")
 
 
-def study_options(parser: argparse.ArgumentParser) -> None:
-    """What the commands that carry out a study take."""
-    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a shipped name or the path of a YAML file")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to; absent: runs/RECIPE/NNN, the next free")
-    parser.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with the study in this folder")
-    parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="processes, each with --threads threads")
-    parser.add_argument("--smoke", action="store_true", help="does it run at all? toy size, random images, no result")
-    machine_options(parser)
-
-
 def _continual(options: argparse.Namespace, keys: Values) -> None:
-    device, display = chosen_device(options.device), Display()
-    if options.resume:
-        if options.recipe or options.out or keys or options.smoke:
-            raise UserError("--resume takes everything from the folder: give no RECIPE, --out, --smoke or key")
-        study = continual.reopen(options.resume, device, display, options.threads)
-    else:
-        if not options.recipe:
-            raise UserError("continual needs a RECIPE, as in: condensate continual digits-continual-lodm-5steps")
-        recipe, changes = read_recipe(options.recipe, merge({"continual": {}}, keys))
-        if "compare" not in keys:
-            missing = [row for row in SHOWN if row not in recipe["compare"]]
-            recipe = recipe.with_values(compare=[*recipe["compare"], *missing])
-        if options.out:
-            check_free(options.out)
-        study = continual.prepare(recipe, Session(device, display, changes, options.smoke))
-        study = study.at(options.out or new_folder(recipe.name))
-    display.say(f"run folder: {study.folder}")
-    _show(study.run(options.jobs))
-    print(f"figure and table: {study.folder / 'curves.png'}, {study.folder / 'curves.csv'}")
+    usage = "continual needs a RECIPE, as in: condensate continual digits-continual-lodm-5steps"
+    folder, result = carry_out(
+        options, keys, read=_read, prepare=continual.prepare, reopen=continual.reopen, usage=usage
+    )
+    _show(result)
+    print(f"figure and table: {folder / 'curves.png'}, {folder / 'curves.csv'}")
+
+
+def _read(name: str, keys: Values) -> tuple[Recipe, Values]:
+    """A recipe along a stream, with the rows that are always shown unless the user chose some."""
+    recipe, changes = read_recipe(name, merge({"continual": {}}, keys))
+    if "compare" not in keys:
+        missing = [row for row in SHOWN if row not in recipe["compare"]]
+        recipe = recipe.with_values(compare=[*recipe["compare"], *missing])
+    return recipe, changes
 
 
 def _show(result: Values) -> None:

@@ -3,14 +3,12 @@
 import argparse
 from pathlib import Path
 
-from condensate.commands.base import Command, chosen_device, read_recipe
-from condensate.commands.continual import study_options
-from condensate.condensing import Session
-from condensate.console import Display, show_table
+from condensate.commands.base import Command, read_recipe
+from condensate.commands.studies import carry_out, study_options
+from condensate.console import show_table
 from condensate.errors import UserError
-from condensate.recipe import Values, merge
+from condensate.recipe import Recipe, Values, merge
 from condensate.records import read_json
-from condensate.runs import check_free, new_folder
 from condensate.studies import privacy
 
 # Beside what is asked about: real images in the same bytes, and networks that saw all members.
@@ -18,23 +16,16 @@ COMPARED = ["random", "random-uint8", "full"]
 
 
 def _privacy(options: argparse.Namespace, keys: Values) -> None:
-    device, display = chosen_device(options.device), Display()
-    if options.resume:
-        if options.recipe or options.out or keys or options.smoke:
-            raise UserError("--resume takes everything from the folder: give no RECIPE, --out, --smoke or key")
-        study = privacy.reopen(options.resume, device, display, options.threads)
-    else:
-        if not options.recipe:
-            raise UserError("privacy needs a RECIPE or the folder of a run, as in: condensate privacy digits-lodm")
-        name, keys = _of_run(options.recipe, keys)
-        recipe, changes = read_recipe(name, merge({"privacy": {}, "compare": COMPARED}, keys))
-        if options.out:
-            check_free(options.out)
-        study = privacy.prepare(recipe, Session(device, display, changes, options.smoke))
-        study = study.at(options.out or new_folder(recipe.name))
-    display.say(f"run folder: {study.folder}")
-    _show(study.run(options.jobs))
-    print(f"figures: {study.folder}/*.png")
+    usage = "privacy needs a RECIPE or the folder of a run, as in: condensate privacy digits-lodm"
+    folder, result = carry_out(options, keys, read=_read, prepare=privacy.prepare, reopen=privacy.reopen, usage=usage)
+    _show(result)
+    print(f"figures: {folder}/*.png")
+
+
+def _read(given: str, keys: Values) -> tuple[Recipe, Values]:
+    """The recipe of a name, a file or a run folder, with the rows to read it against unless the user chose some."""
+    name, keys = _of_run(given, keys)
+    return read_recipe(name, merge({"privacy": {}, "compare": COMPARED}, keys))
 
 
 def _of_run(given: str, keys: Values) -> tuple[str, Values]:
