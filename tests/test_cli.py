@@ -12,7 +12,7 @@ from PIL import Image
 from condensate import LowRank, Streams, SyntheticDataset, __version__, class_major, cli, load, load_data, scoring
 from condensate.cli import main
 from condensate.commands import Command
-from condensate.rows import Row
+from condensate.condensing import Condensation
 from condensate.sheets import shipped
 
 QUICK = [
@@ -152,8 +152,8 @@ def test_zca__run_with_all_rows_resumed_and_evaluated(capsys, tmp_path, monkeypa
     compared = ["--compare", "digits-lodm,random,random-uint8,herding,k-centre,full"]
     assert main(["run", *ZCA, *compared, "--out", "whole"]) == 0
     with monkeypatch.context() as patch:  # stopped after the first episode, its checkpoint written
-        kept = Row.save
-        patch.setattr(Row, "save", lambda *a: (kept(*a), 1 / 0))
+        kept = Condensation.save
+        patch.setattr(Condensation, "save", lambda *a: (kept(*a), 1 / 0))
         with pytest.raises(ZeroDivisionError):
             main(["run", *ZCA, *compared, "--out", "parts"])
     assert main(["run", "--resume", "parts"]) == 0

@@ -5,6 +5,7 @@ import platform
 import shlex
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from condensate.networks import LISTS, NETWORKS, VARIANTS, Network, build
 from condensate.objectives import OBJECTIVES, Objective
 from condensate.objectives.trajectory import check_window, last_epoch
 from condensate.parameterizations import FLOAT_BITS, PARAMETERIZATIONS, Shape, capacity
-from condensate.recipe import Recipe, Values
+from condensate.recipe import STUDIES, Recipe, Values
 from condensate.sheets import resolve, shipped
 from condensate.starts import STARTS
 from condensate.streams import Streams
@@ -57,10 +58,14 @@ def random_data(shape: Shape, device: torch.device, classes: int = 2, each: int 
 
 def baseline(recipe: Recipe, row: str, data: ImageData) -> Recipe:
     """The recipe of a comparison row: real images chosen as the row says, at the same budget, and no episode."""
-    changes = deepcopy(BASELINES[row])
-    if row == "random-uint8":
-        changes["parameterization"] |= {"mean": list(data.mean), "std": list(data.std)}
-    return recipe.with_values(**changes, condense={"episodes": 0}, compare=[])
+    return normalised(recipe.with_values(**deepcopy(BASELINES[row]), condense={"episodes": 0}, compare=[]), data)
+
+
+def normalised(recipe: Recipe, data: ImageData) -> Recipe:
+    """The recipe, a storage of bytes told the normalisation of the data that it is to hold."""
+    if recipe["parameterization"]["name"] != "uint8":
+        return recipe
+    return recipe.with_values(parameterization={"mean": list(data.mean), "std": list(data.std)})
 
 
 def network(recipe: Recipe, shape: Shape, classes: int, generator: torch.Generator) -> Network:
@@ -127,6 +132,7 @@ def start(recipe: Recipe, data: ImageData, streams: Streams, outputs: int | None
     real = data.train.seen_through(None) if data.whitening is not None and stored.holds_pixels else data.train
     STARTS[recipe["start"]["name"]](stored, real, trained_features, streams, **recipe.options("start"))
     described = recipe.with_values(data={"path": None})  # the same bytes wherever the data and the experts lay
+    described = replace(described, values={k: v for k, v in described.values.items() if k not in STUDIES})
     if recipe.experts is not None:
         described = described.with_values(experts={"store": None, "make": True})
     labels = class_major(classes, each).to(device)

@@ -33,18 +33,20 @@ class Session:
         display: Where progress is shown.
         changes: What the user changed of the recipe, for the record and for the rows it is compared with.
         smoke: Random images, two classes, tiny networks: does it run at all?
+        command: That does it, and alone can go on with it: run, continual or privacy.
     """
 
     device: torch.device
     display: Display
     changes: Values
     smoke: bool = False
+    command: str = "run"
 
     def open(self, folder: Path, recipe: Recipe) -> None:
         """Make a folder and write down what is about to be done in it, as far as it takes to go on with it."""
         folder.mkdir(parents=True, exist_ok=True)
         write(folder / "recipe.yaml", recipe.dump())
-        described = {"recipe": recipe.name, "overrides": self.changes, "smoke": self.smoke}
+        described = {"command": self.command, "recipe": recipe.name, "overrides": self.changes, "smoke": self.smoke}
         write_json(folder / "environment.json", described | environment(self.device))
 
 
@@ -139,6 +141,7 @@ class Condensation:
         objective = assemble.objective(recipe, self.data, compute, self.streams, self.outputs)
         start, velocity = self.restore(synthetic)
         if compute.compiled and start < options.episodes:
+            torch._dynamo.reset()  # a study condenses many times, and a process may compile a program a few times only
             display.say("compiling: the first episode takes up to a minute longer, the others half as long")
         told: list[int] = []
         log, last = (self.folder / "log.jsonl").open("a"), time.monotonic()

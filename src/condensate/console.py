@@ -76,11 +76,17 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     table = Table()
     for number, column in enumerate(columns):
         text = prose or number == 0
-        table.add_column(column, justify="left" if text else "right", no_wrap=number == 0 or not prose, overflow="fold")
+        table.add_column(
+            column,
+            justify="left" if text else "right",
+            no_wrap=number == 0 or not (prose or sys.stdout.isatty()),
+            overflow="fold",
+        )
     for row in rows:
         table.add_row(*map(escape, row))
-    width = None if sys.stdout.isatty() else 120
-    console = Console(width=width)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    if not prose and not sys.stdout.isatty():  # numbers must never be cut off
+        console.width = max(120, console.measure(table, options=console.options.update(max_width=10_000)).maximum)
     console.print(title, style="italic", markup=False, highlight=False)
     console.print(table)
 

@@ -93,20 +93,24 @@ def save_distances(
 def save_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: str | os.PathLike[str]) -> None:
     """Write a PNG of accuracy by classes seen, one line a row, bars of one standard deviation over class orders.
 
+    Where data sets share their labels the classes do not grow, and experiences are counted.
+
     Args:
         curves: By row, a point a step: ``classes_seen``, and ``mean`` and ``std`` (or None) of accuracy, 0..1.
         path: Of the file; its folder is made if need be.
     """
     figure, (axes,) = _figure(1, 4.6)
     figure.set_layout_engine("none")  # the legend stands beside the axes, which keep their size
+    first = [point["classes_seen"] for point in next(iter(curves.values()))]
+    grows = len(set(first)) == len(first)
     for number, (row, points) in enumerate(curves.items()):
-        seen = [point["classes_seen"] for point in points]
+        seen = [point["classes_seen"] for point in points] if grows else [*range(1, len(points) + 1)]
         means = [100 * point["mean"] for point in points]
         spreads = [100 * (point["std"] or 0.0) for point in points]
         style = LIMITS.get(row) or {"color": f"C{number % 10}", "linestyle": STYLES[number // 10], "marker": "o"}
         axes.errorbar(seen, means, spreads, capsize=2, markersize=3, linewidth=1.4, elinewidth=0.7, label=row, **style)
-    axes.set(xlabel="classes seen", ylabel="accuracy on the classes seen, %")
-    axes.set_xticks(sorted({point["classes_seen"] for points in curves.values() for point in points}))
+    axes.set(xlabel="classes seen" if grows else "experiences seen", ylabel="accuracy on the classes seen, %")
+    axes.set_xticks(seen)
     axes.grid(color="0.9")
     axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0, frameon=False)
     _write(figure, path)

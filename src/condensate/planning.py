@@ -102,20 +102,22 @@ class Rates:
 def plan(recipe: Recipe, device: torch.device) -> Plan:
     """Estimate a run without an episode of it; machine rates are measured once, in seconds, and kept in the cache.
 
-    Of a recipe with a section of a study, the main row of the whole study.
+    Of a recipe with a section of a study, the main row of the whole study; older classes condensed again, and networks
+    that are trained on real images along a stream, are not counted.
     """
     single = _plan(recipe, device)
-    sets, networks = 1, 1.0
+    sets, networks, parts = 1, 1.0, 1
     if "continual" in recipe.values:
         stream = recipe.continual
-        steps = len(stream.groups or range(stream.steps)) * (1 + len(stream.then))
-        sets, networks = stream.orders, steps if stream.budget == "fixed" else (steps + 1) / 2  # whole sets trained on
+        parts = len(stream.groups or range(stream.steps)) * (1 + len(stream.then))
+        sets, networks = stream.orders, parts if stream.budget == "fixed" else (parts + 1) / 2  # whole sets trained on
     elif "privacy" in recipe.values:
         sets, networks = recipe.privacy.shadows, recipe.privacy.networks / recipe.evaluate.repeats
     made = single.experts
-    if made is not None and sets > 1:  # of every part anew, whatever a store holds
+    if made is not None and sets * parts > 1:  # of every part anew, whatever a store holds
         seconds = made.seconds * sets * made.count / made.missing if made.seconds and made.missing else None
-        made = replace(made, missing=made.count, seconds=seconds)
+        count = made.count * sets * parts
+        made = replace(made, count=count, missing=count, bytes=made.bytes * parts, seconds=seconds)
     condense, evaluate = single.condense_seconds * sets, single.evaluate_seconds * sets * networks
     return replace(single, condense_seconds=condense, evaluate_seconds=evaluate, experts=made, sets=sets)
 

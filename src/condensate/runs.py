@@ -141,24 +141,32 @@ def prepare(recipe: Recipe, session: Session, *, resumed: bool = False) -> Run:
 
 def reopen(folder: Path, device: torch.device, display: Display, threads: int | None = None) -> Run:
     """The run in a folder, to go on with it; see ``reread``."""
-    recipe, session = reread(folder, device, display, threads)
+    recipe, session = reread(folder, device, display, threads, "run")
     return replace(prepare(recipe, session, resumed=True), folder=folder)
 
 
-def reread(folder: Path, device: torch.device, display: Display, threads: int | None = None) -> tuple[Recipe, Session]:
+def reread(
+    folder: Path, device: torch.device, display: Display, threads: int | None, command: str
+) -> tuple[Recipe, Session]:
     """The recipe in a folder and its session, under the number of threads it was started with.
 
     Raises:
-        UserError: There is no run, or it was started on another kind of device or with other threads than asked for.
+        UserError: There is no run, or another command's, or it was started on another kind of device or with other
+            threads than asked for.
     """
     try:
         before = json.loads((folder / "environment.json").read_text())
         _, values, _ = find(str(folder / "recipe.yaml"))
-        session = Session(device, display, before["overrides"], before["smoke"])
+        session = Session(device, display, before["overrides"], before["smoke"], before.get("command", "run"))
         recipe = complete(before["recipe"], values)
         used, place = int(before["machine"]["threads"]), before["device"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder} holds no run to go on with: {' '.join(str(error).split())}") from error
+    if session.command != command:
+        raise UserError(
+            f"{folder} is a study of condensate {session.command}, not of {command}; go on with it by: "
+            f"condensate {session.command} --resume {folder}"
+        )
     if (place == "cpu") != (device.type == "cpu"):
         raise UserError(f"the run in {folder} was started on {place} and goes on there; {device} draws other numbers")
     if threads not in (None, used):
@@ -181,6 +189,7 @@ def settled(recipe: Recipe, data: ImageData, session: Session, resumed: bool) ->
     classes, shape = len(data.classes), data.shape
     assemble.networks_of(recipe, shape, classes)
     images = classes * assemble.images_per_class(recipe, classes, shape)
+    recipe = assemble.normalised(recipe, data)
     if not recipe.condense.episodes:
         return recipe
     chosen = assemble.settle_compute(recipe, shape, classes, images, session.device)

@@ -13,7 +13,7 @@ from condensate.errors import UserError, unknown
 from condensate.recipe import Recipe, Values, merge
 from condensate.schema import complete
 
-RESERVED = ("full", "random", "random-uint8", "herding", "k-centre")
+RESERVED = ("full", "random", "random-uint8", "herding", "k-centre", "finetune", "reservoir", "reservoir-uint8")
 
 
 @cache

@@ -74,8 +74,10 @@ def test_split_stream__normalisation__measured_on_the_first_experience():
         assert experience.data.train.mean == first.mean
     assert first.mean != whole.mean
     assert first.std == (1.0,)  # all its pixels are equal
-    stated = split_stream([whole], ContinualOptions(steps=5), 0, measured=False)
+    stated = split_stream([whole], ContinualOptions(steps=5), 0, mean=whole.mean, std=whole.std)
     assert stated.experiences[3].data.mean == whole.mean
+    half = split_stream([whole], ContinualOptions(steps=5), 3, mean=[0.5]).experiences[2].data
+    assert (half.mean, half.std) == ((0.5,), first.std)
 
 
 def test_split_stream__groups__by_name_and_number():

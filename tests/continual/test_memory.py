@@ -120,3 +120,14 @@ def test_reservoir__capacity_raised__takes_more():
     for item in range(6, 12):
         reservoir.observe(item, 1)
     assert [len(items) for items in reservoir.kept.values()] == [2, 2]
+
+
+def test_reservoir__classes_that_come_again_after_it_grew__have_their_share():
+    for seed in range(20):
+        reservoir = Reservoir(50, Streams(seed)("reservoir"))
+        labels = torch.randint(10, (1200,), generator=Streams(seed)("labels")).tolist()
+        for item, label in enumerate(labels):
+            reservoir.capacity = 50 if item < 600 else 100
+            reservoir.observe(item, label)
+        sizes = torch.tensor([len(reservoir.kept[label]) for label in range(10)])
+        assert (int(sizes.sum()), int(sizes.max() - sizes.min()) <= 1) == (100, True)

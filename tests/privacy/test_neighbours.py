@@ -19,7 +19,7 @@ def near(to_member: list[float], to_other: list[float]) -> Nearness:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours, "HELD_DISTANCES", 30)
+    monkeypatch.setattr(neighbours, "HELD_VALUES", 30)
 
 
 @pytest.mark.usefixtures("small_parts")

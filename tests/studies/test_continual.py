@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from condensate import LowRank, Streams, UserError, cli, condensing, load
+from condensate import LowRank, Streams, UserError, cli, condensing, load, runs
 from condensate.condensing import Session
 from condensate.console import Display
 from condensate.continual import load_memory
@@ -33,7 +33,7 @@ TOY = {
 
 def study(folder, changes=None, name="digits-continual-lodm-5steps", smoke=False):
     changes = merge(TOY, changes or {})
-    session = Session(torch.device("cpu"), Display(Console(file=io.StringIO())), changes, smoke)
+    session = Session(torch.device("cpu"), Display(Console(file=io.StringIO())), changes, smoke, "continual")
     return continual.prepare(resolve(name, changes), session).at(folder)
 
 
@@ -47,7 +47,7 @@ def contents(folder):
 
     found = {}
     for file in sorted(folder.rglob("*")):
-        if file.suffix == ".safetensors":
+        if file.suffix in (".safetensors", ".csv"):
             found[str(file.relative_to(folder))] = file.read_bytes()
         if file.name == "result.json":
             found[str(file.relative_to(folder))] = plain(json.loads(file.read_text()))
@@ -277,12 +277,55 @@ def test_smoke__random_images_of_two_experiences(tmp_path):
         ({"compare": ["randon"]}, "unknown row to compare with 'randon'; did you mean 'random'"),
         ({"compare": ["digits-continual-lodm-5steps"]}, "cannot be compared with itself"),
         ({"compare": ["random"], "budget": {"ipc": None, "bytes": 1280}}, "row random: .* 2,560 bytes would"),
+        ({"compare": ["cifar10-mtt-ipc1-original"]}, "row cifar10-mtt-ipc1-original: .*zca"),
+        ({"evaluate": {"networks": ["widths"]}}, "scores on one network"),
+        ({"continual": {"then": [{"name": "digits", "size": "big"}]}}, "size must be a whole number, got 'big'"),
+        ({"continual": {"then": [{"name": "digits", "path": 5}]}}, "path must be a folder, got 5"),
     ],
 )
 def test_prepare__mistake__named_before_anything_is_written(tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         study(tmp_path / "out", changes)
     assert not (tmp_path / "out").exists()
+
+
+def test_prepare__row_of_another_budget__has_that_of_the_study(tmp_path):
+    result = study(tmp_path, {"compare": ["digits-dm-ipc10", "digits-lodm-ipc10"]}).run()
+    assert {row: found["curve"][-1]["bytes"] for row, found in result["rows"].items()} == {
+        "digits-continual-lodm-5steps": 2560,
+        "digits-dm-ipc10": 2560,
+        "digits-lodm-ipc10": 1920,  # rank 3: one image a class
+    }
+
+
+def test_prepare__soft_labels__refused(tmp_path):
+    changes = {"condense": {"lr_labels": 1.0}, "compare": []}
+    session = Session(torch.device("cpu"), Display(Console(file=io.StringIO())), changes)
+    with pytest.raises(UserError, match="hard labels"):
+        continual.prepare(resolve("digits-continual-mtt-5steps", changes), session)
+
+
+def test_run__stopped_between_a_result_and_its_tidying__nothing_is_left(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(memories, "rmtree", lambda *a, **k: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            study(tmp_path).run()
+    assert list(tmp_path.rglob("checkpoints"))
+    continual.reopen(tmp_path, torch.device("cpu"), Display(Console(file=io.StringIO()))).run()
+    assert not list(tmp_path.rglob("checkpoints"))
+
+
+def test_run__compiled__as_many_programs_as_it_takes(tmp_path, monkeypatch):
+    """A process may compile one function eight times; a study goes on."""
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **k: original(f, **k, backend="eager"))
+    changes = {
+        "continual": {"budget": "fixed", "steps": 10},
+        "budget": {"ipc": 5},
+        "compute": {"compile": "always", "chunk": 64},
+    }
+    result = study(tmp_path, changes).run()
+    assert len(result["rows"]["digits-continual-lodm-5steps"]["curve"]) == 10
 
 
 def test_prepare__budget_that_just_fits__runs(tmp_path):
@@ -316,8 +359,11 @@ def test_prepare__experts_not_to_be_made__named(tmp_path):
 def test_reopen__a_run_of_another_kind__named(tmp_path):
     session = Session(torch.device("cpu"), Display(Console(file=io.StringIO())), {})
     session.open(tmp_path, resolve("digits-lodm"))
-    with pytest.raises(UserError, match="holds a run of condensate run"):
+    with pytest.raises(UserError, match="study of condensate run, not of continual; go on with it by: condensate run"):
         continual.reopen(tmp_path, torch.device("cpu"), session.display)
+    study(tmp_path / "other")
+    with pytest.raises(UserError, match="of condensate continual, not of run"):
+        runs.reopen(tmp_path / "other", torch.device("cpu"), session.display)
 
 
 def test_allowance__by_hand():
@@ -396,6 +442,7 @@ def test_run__two_data_sets_one_after_the_other(tmp_path, monkeypatch, labels):
     curve = result["rows"]["random"]["curve"]
     assert [point["classes_seen"] for point in curve] == ([3, 6] if labels == "disjoint" else [3, 3])
     assert [point["images"] for point in curve] == [3, 6]
+    assert (tmp_path / "out" / "curves.png").is_file()
     (tmp_path / "out" / "result.json").unlink()
     monkeypatch.chdir("/")
     again = continual.reopen(tmp_path / "out", torch.device("cpu"), Display(Console(file=io.StringIO()))).run()

@@ -35,7 +35,7 @@ def quiet():
 
 def study(folder, changes=None, name="digits-lodm", smoke=False):
     changes = merge(TOY, changes or {})
-    return privacy.prepare(resolve(name, changes), Session(CPU, quiet(), changes, smoke)).at(folder)
+    return privacy.prepare(resolve(name, changes), Session(CPU, quiet(), changes, smoke, "privacy")).at(folder)
 
 
 def contents(folder):
@@ -113,6 +113,34 @@ def test_run__planted__overfitted_networks_on_all_members_are_found(tmp_path):
         assert run.leakage(attack(record, run.members.numpy()), run.members.numpy())["auc"]["low"] > 0.6
 
 
+def test_run__planted__sets_that_are_real_images_are_found_where_they_lie(tmp_path):
+    """Ten images of 648 are stored as they are: over the whole pool that is lost, among the nearest it shows."""
+    changes = {
+        "network": {"name": "mlp", "width": 128},
+        "augment": {"ops": []},
+        "evaluate": {"epochs": 150},
+        "privacy": {"shadows": 8, "networks": 1},
+        "compare": ["random"],
+        "start": {"name": "noise"},
+    }
+    result = study(tmp_path, changes, name="digits-dm").run()["rows"]
+    planted, noise = (result[row]["attacks"]["threshold"] for row in ("random", "digits-dm"))
+    assert planted["auc"]["high"] < 0.6
+    assert planted["auc_of_the_nearest"]["low"] > 0.8
+    assert noise["auc_of_the_nearest"]["low"] < 0.5 < noise["auc_of_the_nearest"]["high"]
+
+
+def test_run__uint8_as_the_main_storage__holds_the_images(tmp_path):
+    changes = {
+        "parameterization": {"name": "uint8"},
+        "start": {"name": "real"},
+        "condense": {"episodes": 0},
+        "compare": [],
+    }
+    near = study(tmp_path, changes, name="digits-dm").run()["rows"]["digits-dm"]["nearest"]["pixels"]
+    assert near["median_to_member"] < 1e-2
+
+
 def test_run__killed_anywhere__ends_as_if_it_was_not(tmp_path, monkeypatch):
     alone: dict[str, object] = {"compare": []}
     study(tmp_path / "whole", alone).run()
@@ -170,6 +198,8 @@ def test_smoke(tmp_path):
         ({"compare": ["randon"]}, "did you mean 'random'"),
         ({"compare": ["digits-lodm"]}, "cannot be compared with itself"),
         ({"data": {"zca": True}}, "not whitened"),
+        ({"compare": ["cifar10-mtt-ipc1-original"]}, "row cifar10-mtt-ipc1-original: .*not whitened"),
+        ({"evaluate": {"networks": ["widths"]}}, "one kind of network"),
         ({"budget": {"ipc": None, "bytes": 10}}, "less than one image of each of 10 classes"),
     ],
 )
@@ -181,5 +211,5 @@ def test_prepare__mistake__named_before_anything_is_written(tmp_path, changes, m
 
 def test_reopen__another_run__named(tmp_path):
     Session(CPU, quiet(), {}).open(tmp_path, resolve("digits-lodm"))
-    with pytest.raises(UserError, match="holds no study of privacy"):
+    with pytest.raises(UserError, match="study of condensate run, not of privacy"):
         privacy.reopen(tmp_path, CPU, quiet())

@@ -43,6 +43,19 @@ def test_each__failure__is_the_callers(jobs):
         each(fail, [0, 0], jobs)
 
 
+def fail_or_linger(item: int) -> None:
+    if item:
+        time.sleep(120)
+    fail(item)
+
+
+def test_each__failure__does_not_wait_for_the_others():
+    began = time.monotonic()
+    with pytest.raises(UserError, match="item 0 is wrong"):
+        each(fail_or_linger, [0, 1], 2)
+    assert time.monotonic() - began < 60
+
+
 def test_each__parent_killed__its_processes_end(tmp_path):
     program = (
         "import sys; from functools import partial; from pathlib import Path\n"

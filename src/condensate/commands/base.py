@@ -48,7 +48,7 @@ def as_lists(keys: Values, known: Values) -> Values:
         if isinstance(content, dict):
             lists = [
                 key for key, value in (old if isinstance(old, dict) else {}).items() if isinstance(value, list)
-            ] + ["ops", "mean", "std"]
+            ] + ["ops", "mean", "std", "fprs", "then"]
             content = {k: [v] if k in lists and not isinstance(v, list | None) else v for k, v in content.items()}
         elif isinstance(old, list) and not isinstance(content, list):
             content = [content]

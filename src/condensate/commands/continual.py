@@ -15,7 +15,7 @@ SHOWN = ("random-uint8", "full", "finetune")
 def _continual(options: argparse.Namespace, keys: Values) -> None:
     usage = "continual needs a RECIPE, as in: condensate continual digits-continual-lodm-5steps"
     folder, result = carry_out(
-        options, keys, read=_read, prepare=continual.prepare, reopen=continual.reopen, usage=usage
+        options, keys, read=_read, prepare=continual.prepare, reopen=continual.reopen, command="continual", usage=usage
     )
     _show(result)
     print(f"figure and table: {folder / 'curves.png'}, {folder / 'curves.csv'}")
@@ -33,7 +33,9 @@ def _read(name: str, keys: Values) -> tuple[Recipe, Values]:
 def _show(result: Values) -> None:
     """Accuracy by classes seen, and what the whole stream gave."""
     rows, first = result["rows"], next(iter(result["rows"].values()))
-    seen = [str(point["classes_seen"]) for point in first["curve"]]
+    seen = [f"{point['classes_seen']}" for point in first["curve"]]
+    if len(set(seen)) < len(seen):  # data sets that share their labels
+        seen = [f"{classes}, step {number + 1}" for number, classes in enumerate(seen)]
     orders = len(result["orders"])
     networks = first["curve"][0]["networks"] // orders
     show_table(

@@ -3,12 +3,14 @@
 import argparse
 from pathlib import Path
 
-from condensate.commands.base import Command, read_recipe
+from condensate.commands.base import Command, as_lists
 from condensate.commands.studies import carry_out, study_options
 from condensate.console import show_table
 from condensate.errors import UserError
 from condensate.recipe import Recipe, Values, merge
 from condensate.records import read_json
+from condensate.schema import complete
+from condensate.sheets import find, shipped
 from condensate.studies import privacy
 
 # Beside what is asked about: real images in the same bytes, and networks that saw all members.
@@ -17,27 +19,34 @@ COMPARED = ["random", "random-uint8", "full"]
 
 def _privacy(options: argparse.Namespace, keys: Values) -> None:
     usage = "privacy needs a RECIPE or the folder of a run, as in: condensate privacy digits-lodm"
-    folder, result = carry_out(options, keys, read=_read, prepare=privacy.prepare, reopen=privacy.reopen, usage=usage)
+    folder, result = carry_out(
+        options, keys, read=_read, prepare=privacy.prepare, reopen=privacy.reopen, command="privacy", usage=usage
+    )
     _show(result)
     print(f"figures: {folder}/*.png")
 
 
 def _read(given: str, keys: Values) -> tuple[Recipe, Values]:
     """The recipe of a name, a file or a run folder, with the rows to read it against unless the user chose some."""
-    name, keys = _of_run(given, keys)
-    return read_recipe(name, merge({"privacy": {}, "compare": COMPARED}, keys))
-
-
-def _of_run(given: str, keys: Values) -> tuple[str, Values]:
-    """The recipe of a run folder, with what was changed of it and its saved set; of anything else, the thing itself."""
-    folder = Path(given)
-    if not folder.is_dir():
-        return given, keys
-    if not (folder / "result.json").is_file() or not (folder / "synthetic.safetensors").is_file():
-        raise UserError(f"{folder} holds no finished run; give the folder with its synthetic.safetensors, or a recipe")
-    described = read_json(folder / "environment.json")
-    changes = {section: content for section, content in described["overrides"].items() if section != "compare"}
-    return described["recipe"], merge(merge(changes, {"privacy": {"released": str(folder)}}), keys)
+    folder, about = Path(given), dict[str, str]()
+    if folder.is_dir():
+        if not (folder / "result.json").is_file() or not (folder / "synthetic.safetensors").is_file():
+            raise UserError(
+                f"{folder} holds no finished run; give the folder with its synthetic.safetensors, or a recipe"
+            )
+        described = read_json(folder / "environment.json")
+        name, before = described["recipe"], described["overrides"]
+        _, values, _ = find(str(folder / "recipe.yaml"))
+        values = merge(values, {"privacy": {"released": str(folder)}, "compare": COMPARED})
+    else:
+        name, values, about = find(given)
+        before = {}
+        if name in shipped() or not values.get("compare"):
+            values = merge(values, {"compare": COMPARED})
+    values = merge({"privacy": {}}, values)
+    keys = as_lists(keys, complete(name, merge(values, {"privacy": keys.get("privacy", {})}), about).values)
+    changes = {section: content for section, content in before.items() if section != "compare"}
+    return complete(name, merge(values, keys), about), merge(changes, keys)
 
 
 def _show(result: Values) -> None:
@@ -46,13 +55,14 @@ def _show(result: Values) -> None:
     for row, found in result["rows"].items():
         for attack, leak in found["attacks"].items():
             rates = [_with_interval(leak["tpr"][fpr]) for fpr in leak["tpr"]]
-            told = [_with_interval(leak["auc"], 1, 3), _with_interval(leak["balanced_accuracy"]), *rates]
+            close = _with_interval(leak["auc_of_the_nearest"], 1, 3) if "auc_of_the_nearest" in leak else ""
+            told = [_with_interval(leak["auc"], 1, 3), close, _with_interval(leak["balanced_accuracy"]), *rates]
             rows.append([row, f"{100 * found['accuracy']:.1f}", attack, *told])
     first = next(iter(result["rows"].values()))["attacks"]["lira"]
     fprs = [f"TPR % at {100 * float(fpr):g} % FPR" for fpr in first["tpr"]]
     show_table(
         f"membership inference, {result['shadows']} shadows of a pool of {result['pool']:,} images",
-        ["", "accuracy %", "attack", "AUC", "balanced accuracy %", *fprs],
+        ["", "accuracy %", "attack", "AUC", "AUC of the nearest", "balanced accuracy %", *fprs],
         rows,
     )
     near = []

@@ -46,6 +46,7 @@ def carry_out(
     read: Callable[[str, Values], tuple[Recipe, Values]],
     prepare: Callable[[Recipe, Session], Study],
     reopen: Callable[[Path, torch.device, Display, int | None], Study],
+    command: str,
     usage: str,
 ) -> tuple[Path, Values]:
     """The folder of a study and its result: of a new one, or of one that was stopped.
@@ -56,6 +57,7 @@ def carry_out(
         read: From what was named and the keys to the recipe and what was changed of it.
         prepare: Makes the study of a recipe.
         reopen: Finds the study in a folder.
+        command: Its name.
         usage: What to say where nothing was named.
     """
     device, display = chosen_device(options.device), Display()
@@ -69,7 +71,7 @@ def carry_out(
         recipe, changes = read(options.recipe, keys)
         if options.out:
             check_free(options.out)
-        study = prepare(recipe, Session(device, display, changes, options.smoke))
+        study = prepare(recipe, Session(device, display, changes, options.smoke, command))
         study = study.at(options.out or new_folder(recipe.name))
     display.say(f"run folder: {study.folder}")
     return study.folder, study.run(options.jobs)

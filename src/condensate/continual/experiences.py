@@ -56,7 +56,12 @@ def class_order(classes: int, seed: int) -> list[int]:
 
 
 def split_stream(
-    datasets: Sequence[ImageData], options: ContinualOptions, seed: int, *, measured: bool = True
+    datasets: Sequence[ImageData],
+    options: ContinualOptions,
+    seed: int,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> Stream:
     """The stream of one class order.
 
@@ -67,7 +72,8 @@ def split_stream(
         datasets: Of equal image shape, in the order they are seen.
         options: How they are divided.
         seed: Of the class order.
-        measured: Whether mean and std are measured (they are stated otherwise, those of the first data set).
+        mean: Per channel, of the normalisation of all images, on the scale 0 to 1; measured when absent.
+        std: Likewise.
 
     Raises:
         UserError: The groups are not a division of the classes, or the data sets do not go together.
@@ -85,8 +91,9 @@ def split_stream(
         data = replace(data, classes=_names(data, names, number, options))
         names += [name for name in data.classes if name not in names]
         parts += [data.only(group) for group in _groups(data, options, seed)]
-    mean, std = measure(parts[0].train.raw.cpu()) if measured else (first.mean, first.std)
-    std = [value or 1.0 for value in std]
+    measured = measure(parts[0].train.raw.cpu())
+    mean = measured[0] if mean is None else mean
+    std = [value or 1.0 for value in measured[1]] if std is None else std
     return Stream(
         tuple(Experience(number, part.normalised(mean, std)) for number, part in enumerate(parts)), tuple(names)
     )

@@ -146,6 +146,7 @@ class Reservoir:
         own = self.kept.setdefault(label, [])
         if len(self) < self.capacity:
             own.append(item)
+            self._full.clear()  # of a larger reservoir, no class has had its share yet
             return
         most = max(map(len, self.kept.values()))
         largest = [other for other, items in self.kept.items() if len(items) == most]

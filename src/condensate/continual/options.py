@@ -55,6 +55,10 @@ class ContinualOptions:
             for key in entry:
                 if key not in DATA_KEYS:
                     raise unknown("key of continual.then", str(key), DATA_KEYS)
+            for key, value in entry.items():
+                if key != "name" and value is not None and not isinstance(value, str if key == "path" else int):
+                    wanted = "a folder" if key == "path" else "a whole number"
+                    raise UserError(f"continual.then: {key} must be {wanted}, got {value!r}")
             if not isinstance(entry.get("name"), str):
                 raise UserError(f"continual.then needs the name of every data set, as in [{{name: svhn}}], got {entry}")
         if self.then and self.groups is not None:

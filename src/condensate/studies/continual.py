@@ -74,6 +74,9 @@ class Study:
                 result = self.result()
                 save_curves({row: found["curve"] for row, found in result["rows"].items()}, self.folder / "curves.png")
                 write(self.folder / "curves.csv", _table(result))
+                for left_behind in ("experts", "checkpoints"):  # by a session that was stopped just then
+                    for folder in self.folder.rglob(left_behind):
+                        rmtree(folder, ignore_errors=True)
                 write_json(file, result)
         return dict(read_json(file))
 
@@ -93,11 +96,10 @@ class Study:
         """A row along one class order."""
         folder, recipe = self.folder / f"order{seed}", self.rows[name].with_values(seed=seed)
         if recipe.experts is not None and recipe.experts.store is None:
-            recipe = recipe.with_values(experts={"store": str((folder / "experts").resolve())})
+            own = {"store": str((folder / "experts").resolve()), "seed": recipe.experts.seed + seed}
+            recipe = recipe.with_values(experts=own)
         found = self.stream(seed)
-        if recipe["parameterization"]["name"] == "uint8":
-            data = found.experiences[0].data
-            recipe = recipe.with_values(parameterization={"mean": list(data.mean), "std": list(data.std)})
+        recipe = assemble.normalised(recipe, found.experiences[0].data)
         return Memory(name, recipe, folder / name, found, self.session)
 
     def result(self) -> Values:
@@ -122,6 +124,7 @@ class Study:
 
 def prepare(recipe: Recipe, session: Session) -> Study:
     """Load the data and check all that can be checked before anything is written."""
+    recipe = replace(recipe, values={key: value for key, value in recipe.values.items() if key != "privacy"})
     if session.smoke:
         name = recipe["data"]["name"]
         shape = smoked_shape(name)
@@ -134,7 +137,6 @@ def prepare(recipe: Recipe, session: Session) -> Study:
         recipe = placed(recipe).with_values(continual=_placed(recipe.continual))
         datasets = [assemble.image_data(recipe, session.device)]
         datasets += [_then(recipe, entry).to(session.device) for entry in recipe.continual.then]
-    _check(recipe)
     first = stream(recipe, datasets, recipe["seed"])
     stream(recipe, datasets, recipe["seed"] + recipe.continual.orders - 1)
     rows = {recipe.name: recipe}
@@ -150,16 +152,13 @@ def prepare(recipe: Recipe, session: Session) -> Study:
 
 def reopen(folder: Path, device: torch.device, display: Display, threads: int | None = None) -> Study:
     """The study in a folder, to go on with it; see ``runs.reread``."""
-    recipe, session = reread(folder, device, display, threads)
-    if "continual" not in recipe.values:
-        raise UserError(f"{folder} holds a run of condensate run, not of continual; go on with that")
+    recipe, session = reread(folder, device, display, threads, "continual")
     return replace(prepare(recipe, session), folder=folder)
 
 
 def stream(recipe: Recipe, datasets: Sequence[ImageData], seed: int) -> Stream:
     """The stream of a recipe along one class order."""
-    stated = recipe["data"]["mean"] is not None or recipe["data"]["std"] is not None
-    return split_stream(datasets, recipe.continual, seed, measured=not stated)
+    return split_stream(datasets, recipe.continual, seed, mean=recipe["data"]["mean"], std=recipe["data"]["std"])
 
 
 def summary(of_orders: Mapping[int, Sequence[Values]]) -> Values:
@@ -217,14 +216,16 @@ def difference(ours: Sequence[float], others: Sequence[float]) -> Values:
     return found | {"low": found["mean"] - half, "high": found["mean"] + half}
 
 
-def _check(recipe: Recipe) -> None:
+def _check(recipe: Recipe, first: Stream) -> None:
     """Refuse what has no meaning along a stream."""
     if recipe["data"]["zca"]:
         raise UserError(
             "data.zca is fitted to all training images, and a stream shows them part by part: set --data.zca false"
         )
-    if len(recipe.evaluate.networks) != 1:
+    if len(assemble.networks_of(recipe, first.experiences[0].data.shape, len(first.classes))) != 1:
         raise UserError(f"continual scores on one network, got evaluate.networks {recipe.evaluate.networks}; name one")
+    if recipe.condense.episodes and recipe.condense.lr_labels:
+        raise UserError("a memory along a stream has hard labels, so that it can be shrunk: set --condense.lr_labels 0")
     if recipe.experts is not None and not recipe.experts.make:
         raise UserError("every experience has experts of its own, which are made as it comes: set --experts.make true")
 
@@ -232,7 +233,7 @@ def _check(recipe: Recipe) -> None:
 def _settled(recipe: Recipe, row: str, first: Stream, session: Session) -> Recipe:
     """The recipe of a row with nothing left to choose; raises if the budget does not hold an image of each class."""
     data, slots = first.experiences[0].data, sum(first.slots)
-    assemble.networks_of(recipe, data.shape, len(first.classes))
+    _check(recipe, first)
     assemble.scoring_split(recipe, data)
     if row in (FULL, FINETUNE):
         return recipe
@@ -251,7 +252,7 @@ def _row(recipe: Recipe, row: str, data: ImageData, session: Session) -> Recipe:
     if row not in (*RESERVOIRS, *assemble.BASELINES, FULL, *shipped()):
         raise unknown("row to compare with", row, [*assemble.BASELINES, *RESERVOIRS, FULL, FINETUNE, *shipped()])
     found = row_recipe(recipe, RESERVOIRS.get(row, row), data, session)
-    return found.with_values(continual=recipe["continual"])
+    return found.with_values(continual=recipe["continual"], budget=recipe["budget"])
 
 
 def _placed(options: ContinualOptions) -> Values:

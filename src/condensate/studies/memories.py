@@ -153,12 +153,13 @@ class Memory:
         names = self.streams.under("experience", step)
         return [*old, self.condense(step, data, self.step(step), names, clock)], shrinking
 
-    def condense(self, step: int, data: ImageData, folder: Path, streams: Streams, clock: Clock) -> SyntheticDataset:
-        """Images of ``data`` within the share of its classes after experience ``step``."""
-        recipe = self.allowance.of_classes(self.recipe, step, len(data.classes))
-        soft = bool(recipe.condense.episodes and recipe.condense.lr_labels)
+    def condense(
+        self, step: int, data: ImageData, folder: Path, streams: Streams, clock: Clock, slots: int | None = None
+    ) -> SyntheticDataset:
+        """Images of ``data`` within as many shares as it has classes, or ``slots``, after experience ``step``."""
+        recipe = self.allowance.of_classes(self.recipe, step, slots or len(data.classes))
         title = f"{self.folder.parent.name} {self.name} step {step + 1} of {len(self.stream.experiences)}"
-        outputs = None if soft else len(self.stream.classes)
+        outputs = len(self.stream.classes)
         condensation = Condensation(title, recipe, folder, data, self.session, streams, outputs, clock)
         condensation.begin()
         synthetic = condensation.run()
@@ -173,18 +174,18 @@ class Memory:
     def shrink(self, step: int, before: Parts, clock: Clock) -> Parts:
         """The sets of earlier experiences within what is left to them after experience ``step``."""
 
-        def room(classes: int) -> int:
-            recipe = self.allowance.of_classes(self.recipe, step, classes)
+        def room(classes: int, slots: int) -> int:
+            recipe = self.allowance.of_classes(self.recipe, step, slots)
             return assemble.images_per_class(recipe, classes, self.stream.experiences[0].data.shape)
 
         if not self.recondenses:
-            return [keep_first(part, room(len(part.classes))) for part in before]
+            return [keep_first(part, room(len(part.classes), len(part.classes))) for part in before]
         union = Union(before)
-        slots = sum(len(part.classes) for part in before)
-        if room(slots) * slots >= len(union):
+        slots = sum(self.stream.slots[:step])
+        if room(len(union.classes), slots) * len(union.classes) >= len(union):
             return before
         folder, streams = self.step(step) / "older", self.streams.under("again", step)
-        return [self.condense(step, as_data(union, self.stream.experiences[0].data), folder, streams, clock)]
+        return [self.condense(step, as_data(union, self.stream.experiences[0].data), folder, streams, clock, slots)]
 
     def reservoir(self, step: int) -> Parts:
         """What a class-balanced reservoir holds after experience ``step``, a set for every class."""

@@ -33,6 +33,8 @@ def each(work: Callable[[Any], None], items: Iterable[Any], jobs: int = 1) -> No
             for done in as_completed(waiting):
                 done.result()
         except BaseException:
+            for process in list(pool._processes.values()):  # what they were at goes on when the study does
+                process.terminate()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
