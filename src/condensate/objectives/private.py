@@ -152,7 +152,8 @@ class PrivateDistributionMatching(Objective):
     def _clipped_sums(self, index: Tensor, centre: Tensor, drawn: Transform) -> Tensor:
         """Sums by class of the clipped features, from ``centre`` (K, D), of the images at ``index``: (k,) -> (K, D).
 
-        Float64. All chunks are of one size, the last one filled up with an image that does not count.
+        Float64. All chunks are of one size, the last one filled up with an image that does not count: so the programs
+        are the same however many joined, and round the features of an image alike whoever else is there.
         """
         assert self.matching.chunk is not None
         size = self.matching.chunk
