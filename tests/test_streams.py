@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from condensate import Streams
+from condensate.streams import Secret
 
 NAMES = [
     (),
@@ -89,3 +90,37 @@ def test_streams__draw_on_their_device():
     assert Streams(0).device == Streams(0)("a").device == torch.device("cpu")
     if torch.cuda.is_available():
         assert Streams(0, "cuda")("a").device.type == "cuda"
+
+
+def test_secret__no_two_draws_are_alike():
+    rows = [part for secret in (Secret(), Secret()) for part in (secret.normal(50), secret.normal(50))]
+    assert len({number for row in rows for number in row.tolist()}) == 200
+
+
+def test_secret__leaves_and_ignores_global_randomness(random_state):
+    before = random_state()
+    first = Secret().uniform(20)
+    assert random_state() == before
+    torch.manual_seed(0)
+    again = Secret().uniform(20)
+    torch.manual_seed(0)
+    assert not torch.equal(again, Secret().uniform(20))
+    assert not torch.equal(first, again)
+
+
+def test_secret__uniform_and_normal():
+    n = 200_000
+    uniform, normal = Secret().uniform(n), Secret().normal(n)
+    assert 0 <= float(uniform.min()) <= float(uniform.max()) < 1
+    assert bool(normal.isfinite().all())
+    standard = torch.distributions.Normal(0.0, 1.0)
+    for drawn, level in ((uniform, lambda x: x), (normal, standard.cdf)):
+        ranks = level(drawn.sort().values)
+        distance = (ranks - (torch.arange(n, dtype=torch.float64) + 0.5) / n).abs().max()
+        assert float(distance) < 3 / n**0.5  # Kolmogorov and Smirnov: exceeded once in ten million
+    correlation = torch.corrcoef(torch.stack([normal[:-1], normal[1:]]))[0, 1]
+    assert abs(float(correlation)) < 6 / n**0.5
+
+
+def test_secret__nothing_asked_for():
+    assert len(Secret().uniform(0)) == len(Secret().normal(0)) == 0

@@ -13,7 +13,13 @@ from condensate.evaluation import Score, evaluate
 from condensate.loop import condense
 from condensate.networks import ConvNet, Network
 from condensate.networks import build as build_network
-from condensate.objectives import DistributionMatching, GradientMatching, Objective, TrajectoryMatching
+from condensate.objectives import (
+    DistributionMatching,
+    GradientMatching,
+    Objective,
+    PrivateDistributionMatching,
+    TrajectoryMatching,
+)
 from condensate.parameterizations import LowRank, Parameterization, Pixels, Uint8, capacity
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset, class_major, load
@@ -33,6 +39,7 @@ __all__ = [
     "Objective",
     "Parameterization",
     "Pixels",
+    "PrivateDistributionMatching",
     "Reservoir",
     "Score",
     "Streams",

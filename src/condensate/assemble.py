@@ -131,6 +131,7 @@ def start(recipe: Recipe, data: ImageData, streams: Streams, outputs: int | None
 
     real = data.train.seen_through(None) if data.whitening is not None and stored.holds_pixels else data.train
     STARTS[recipe["start"]["name"]](stored, real, trained_features, streams, **recipe.options("start"))
+    privacy = guarantee(recipe, data)
     described = recipe.with_values(data={"path": None})  # the same bytes wherever the data and the experts lay
     described = replace(described, values={k: v for k, v in described.values.items() if k not in STUDIES})
     if recipe.experts is not None:
@@ -152,8 +153,16 @@ def start(recipe: Recipe, data: ImageData, streams: Streams, outputs: int | None
                 "torch": str(torch.__version__),
                 "python": platform.python_version(),
             },
+            **({} if privacy is None else {"privacy": privacy}),
         },
     )
+
+
+def guarantee(recipe: Recipe, data: ImageData) -> Values | None:
+    """What a condensed set gives away of one training image at most; None where nothing is promised."""
+    options, episodes = recipe.options("objective"), recipe.condense.episodes
+    matching = OBJECTIVES[recipe["objective"]["name"]]
+    return matching.guarantee(len(data.classes), len(data.train), episodes, **options) if episodes else None
 
 
 def objective(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
+from condensate import assemble
 from condensate.condensing import Condensation, Session
 from condensate.data import ImageData
 from condensate.evaluation import Score
@@ -73,6 +74,7 @@ class Row:
     def result(self, scores: Sequence[Score], kept: Values, artefact: Path) -> Values:
         """What goes to ``result.json``."""
         recipe = self.recipe
+        privacy = assemble.guarantee(recipe, self.data)
         return {
             "schema": SCHEMA,
             "row": self.name,
@@ -93,6 +95,7 @@ class Row:
                 "split": recipe.evaluate.split,
             },
             "stored": kept,
+            **({} if privacy is None else {"privacy": privacy}),
             "evaluation": [as_json(score) for score in scores],
             "artefact_sha256": sha256(artefact.read_bytes()).hexdigest() if artefact.is_file() else None,
         }

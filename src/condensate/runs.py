@@ -198,6 +198,7 @@ def settled(recipe: Recipe, data: ImageData, session: Session, resumed: bool) ->
         raise UserError(f"{storage.__name__} holds real images and has nothing to condense; set condense.episodes 0")
     compute = assemble.compute(chosen, session.device)
     assemble.objective(chosen, data, compute, Streams(0, session.device))
+    assemble.guarantee(chosen, data)
     if chosen.experts is not None and not session.smoke and not resumed:
         store = assemble.experts(chosen, data)
         store.check_kind() if chosen.experts.make else store.check_complete()

@@ -47,7 +47,23 @@ def complete(name: str, values: Values, about: Mapping[str, str] | None = None) 
     pixel_std = recipe["start"].get("pixel_std")
     if pixel_std is not None and not 0 < pixel_std < math.inf:
         raise UserError(f"start.pixel_std must be above 0 and finite, got {pixel_std}")
+    if recipe.condense.episodes and OBJECTIVES[recipe["objective"]["name"]].private:
+        check_private(recipe)
     return recipe
+
+
+def check_private(recipe: Recipe) -> None:
+    """Refuse what would see real images beside an objective's noise."""
+    said, data, start = f"objective {recipe['objective']['name']}", recipe["data"], recipe["start"]["name"]
+    if start != "noise":
+        raise UserError(f"{said} cannot start from real images, which no noise hides: --start.name noise, not {start}")
+    if data["zca"]:
+        raise UserError(f"{said} takes no whitening, for it is fitted to the images without noise: --data.zca false")
+    if data["mean"] is None or data["std"] is None:
+        raise UserError(
+            f"{said} needs a stated normalisation, for one that is measured tells of the images without noise: "
+            "--data.mean 0.5 --data.std 0.5, a value a channel"
+        )
 
 
 def describe_keys(recipe: Recipe) -> str:

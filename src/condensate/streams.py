@@ -1,9 +1,12 @@
-"""Named, independent random generators derived from one seed."""
+"""Named, independent random generators derived from one seed; and what must not be derived from any."""
 
 import hashlib
 import json
+import math
+import os
 
 import torch
+from torch import Tensor
 
 
 class Streams:
@@ -33,3 +36,23 @@ class Streams:
     def under(self, *names: str | int) -> "Streams":
         """The streams of a part of a run: ``under("step", 3)("real")`` is ``self("step", 3, "real")``."""
         return Streams(self.seed, self.device, (*self.prefix, *names))
+
+
+class Secret:
+    """Random numbers that nobody can draw again: from the operating system, which keeps them for no one.
+
+    For noise that hides something. PyTorch's generators will not do there, for their seeds can be tried out: on the
+    CPU two seeds give the same numbers if they agree in their lowest 32 bits.
+    """
+
+    def uniform(self, count: int) -> Tensor:
+        """Numbers (count,) from 0 to below 1, float64, multiples of 2**-53; on the CPU."""
+        if not count:
+            return torch.zeros(0, dtype=torch.float64)
+        bits = torch.frombuffer(bytearray(os.urandom(8 * count)), dtype=torch.int64)
+        return (bits & (2**53 - 1)) / float(2**53)
+
+    def normal(self, count: int) -> Tensor:
+        """Standard normal numbers (count,), float64, by Box and Muller's method, at most 8.6 either way; on the CPU."""
+        radius, angle = 1 - self.uniform(count), self.uniform(count)
+        return (-2 * radius.log()).sqrt() * (2 * math.pi * angle).cos()

@@ -15,6 +15,7 @@ SHAPES = [(1, 8, 8), (3, 6, 10)]
 OPTIONS = {"lowrank": {"rank": 1}}
 MATCHED = {
     "dm": {"batch_real": 6},
+    "dm-private": {"batch_real": 6, "clip": 2.0, "noise_multiplier": 0.5},
     "dc": {"batch_real": 6, "outer_loop": 2, "inner_loop": 3},
     "mtt": {"syn_steps": 3, "expert_epochs": 1, "max_start_epoch": 2, "batch_syn": 6},
 }
@@ -61,6 +62,8 @@ def parts(objective: str, storage: str, data, **options):
 
 
 every = pytest.mark.parametrize(("objective", "storage"), [(o, s) for o in OBJECTIVES for s in STORAGES])
+PUBLIC = [name for name, cls in OBJECTIVES.items() if not cls.private]  # under secret noise, no episode repeats
+every_public = pytest.mark.parametrize(("objective", "storage"), [(o, s) for o in PUBLIC for s in STORAGES])
 
 
 @every
@@ -76,7 +79,7 @@ def test_episode__finite_scalar_that_reaches_every_stored_tensor(objective, stor
             assert bool((of_image > 0).all())
 
 
-@every
+@every_public
 def test_episode__adds_to_what_is_there(objective, storage, data):
     synthetic, matching = parts(objective, storage, data)
     next(iter(matching.episode(synthetic, 0)))
@@ -86,7 +89,7 @@ def test_episode__adds_to_what_is_there(objective, storage, data):
         torch.testing.assert_close(parameter.grad, 2 * first)
 
 
-@every
+@every_public
 def test_episode__repeats_and_leaves_global_randomness_alone(objective, storage, data, random_state):
     before = random_state()
     losses = [
@@ -110,3 +113,18 @@ def test_planned__is_about_what_an_episode_computes(objective, data):
         list(matching.episode(synthetic, 0))
     computed = 10 * episode.get_total_flops() / image.get_total_flops()
     assert computed == pytest.approx(planned.features + 3 * planned.gradients, rel=0.3)
+
+
+@pytest.mark.parametrize("objective", [name for name in OBJECTIVES if name not in PUBLIC])
+def test_episode__private__never_repeats_and_leaves_global_randomness_alone(objective, data, random_state):
+    before = random_state()
+    losses = {float(next(iter(parts(objective, "pixels", data)[1].episode(parts(objective, "pixels", data)[0], 5))))}
+    losses |= {float(next(iter(parts(objective, "pixels", data)[1].episode(parts(objective, "pixels", data)[0], 5))))}
+    assert len(losses) == 2
+    assert random_state() == before
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_guarantee__given_by_private_objectives_alone(objective):
+    options = MATCHED[objective] | {"delta": 1e-5}
+    assert (OBJECTIVES[objective].guarantee(3, 36, 4, **options) is not None) == OBJECTIVES[objective].private

@@ -83,6 +83,15 @@ def _show_results(title: str, results: Sequence[dict[str, Values]]) -> None:
     if results[0] and next(iter(results[0].values()))["smoke"]:
         print("a smoke run: it ran; the numbers mean nothing")
     print("± is the sample standard deviation over n; row full counts its bytes as uint8")
+    for row, first in results[0].items():
+        if "privacy" in first:
+            print(_guaranteed(row, first["privacy"], len(results)))
+
+
+def _guaranteed(row: str, privacy: Values, sets: int) -> str:
+    """What is promised of the privacy of the images a row was condensed from."""
+    promised = f"{row}: (epsilon, delta) = ({privacy['epsilon']:.3g}, {privacy['delta']:g}) for one training image"
+    return promised + (f" and each of {sets} sets; published together, their epsilons add up" if sets > 1 else "")
 
 
 RUN = Command("Condense, save, train networks on the result and score them.", _run_options, _run)

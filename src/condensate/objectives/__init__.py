@@ -3,12 +3,22 @@
 from condensate.objectives.base import Objective, Work
 from condensate.objectives.distribution import DistributionMatching
 from condensate.objectives.gradient import GradientMatching
+from condensate.objectives.private import PrivateDistributionMatching
 from condensate.objectives.trajectory import TrajectoryMatching
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "dm": DistributionMatching,
+    "dm-private": PrivateDistributionMatching,
     "dc": GradientMatching,
     "mtt": TrajectoryMatching,
 }
 
-__all__ = ["OBJECTIVES", "DistributionMatching", "GradientMatching", "Objective", "TrajectoryMatching", "Work"]
+__all__ = [
+    "OBJECTIVES",
+    "DistributionMatching",
+    "GradientMatching",
+    "Objective",
+    "PrivateDistributionMatching",
+    "TrajectoryMatching",
+    "Work",
+]

@@ -29,9 +29,11 @@ class Objective(ABC):
     Concrete objectives hold their hyper-parameters; of an episode they depend on its number alone, so that a resumed
     run equals an uninterrupted one. The first argument of their constructors is what is matched: a split of real
     images, or expert trajectories if ``matches_experts``; those learn labels and the step size, too, where asked to.
+    One that is ``private`` sees real images under noise that nobody can draw again: there, no episode repeats.
     """
 
     matches_experts: ClassVar[bool] = False
+    private: ClassVar[bool] = False
 
     @abstractmethod
     def episode(self, synthetic: SyntheticDataset, number: int) -> Iterator[Tensor]:
@@ -44,3 +46,8 @@ class Objective(ABC):
     @abstractmethod
     def planned(cls, classes: int, images: int, **options: Any) -> Work:
         """What one episode asks of the network for a synthetic set of so many images, under the recipe's options."""
+
+    @classmethod
+    def guarantee(cls, classes: int, real: int, episodes: int, **options: Any) -> dict[str, Any] | None:
+        """What so many episodes on so many real images give away of one at most, plain JSON; None: no guarantee."""
+        return None

@@ -71,13 +71,22 @@ class DistributionMatching(Objective):
 
     def episode(self, synthetic: SyntheticDataset, number: int) -> Iterator[Tensor]:
         """One network, one augmentation a class, one update."""
+        yield self.match(synthetic, number, lambda drawn: self._real_means(drawn, number))
+
+    def match(self, synthetic: SyntheticDataset, number: int, target: Callable[[Transform], Tensor]) -> Tensor:
+        """Add the gradient towards the class means (K, D) that ``target`` gives for an augmentation; the loss."""
         if synthetic.labels.ndim != 1:
             raise UserError("distribution matching needs one class an image; soft labels have no class means")
         self.network.reset_(self.streams("network", number))
         if self.low is not self.network:
             self.low.load_state_dict(self.network.state_dict())
         drawn = self.augment.draw(self.streams("augment", number), self.classes, self.size)
-        yield self._add_gradient(synthetic, drawn, self._real_means(drawn, number))
+        return self._add_gradient(synthetic, drawn, target(drawn))
+
+    @torch.no_grad()
+    def real_features(self, index: Tensor, labels: Tensor, drawn: Transform) -> Tensor:
+        """Features, float32, of the real images at ``index``, augmented as their classes are: (k,) -> (k, D)."""
+        return self._low_features(self.real.images(index), *drawn.parameters(labels)).float()
 
     @torch.no_grad()
     def _real_means(self, drawn: Transform, number: int) -> Tensor:
@@ -91,10 +100,20 @@ class DistributionMatching(Objective):
         size = self.chunk or len(index)
         total: Tensor | float = 0.0
         for part, which in zip(index.split(size), labels.split(size), strict=True):
-            features = self._low_features(self.real.images(part), *drawn.parameters(which)).float()
-            total = total + one_hot(which, self.classes).float().T @ features
+            total = total + one_hot(which, self.classes).float().T @ self.real_features(part, which, drawn)
         assert isinstance(total, Tensor)
         return total / self.batch_real
+
+    @torch.no_grad()
+    def synthetic_means(self, synthetic: SyntheticDataset, drawn: Transform) -> Tensor:
+        """Mean features of the synthetic images of every class, (K, D); zero where there are none."""
+        total: Tensor | float = 0.0
+        for index in torch.arange(len(synthetic), device=synthetic.labels.device).split(self.chunk or len(synthetic)):
+            labels = synthetic.labels[index]
+            features = self._seen(synthetic.images(index), labels, drawn)
+            total = total + one_hot(labels, self.classes).float().T @ features
+        assert isinstance(total, Tensor)
+        return total / synthetic.labels.bincount(minlength=self.classes).clamp(min=1)[:, None]
 
     def _add_gradient(self, synthetic: SyntheticDataset, drawn: Transform, target: Tensor) -> Tensor:
         """Add the gradient of the loss to what is stored; the loss."""
