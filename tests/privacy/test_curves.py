@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import auc, roc_auc_score, roc_curve
 
 from condensate import Streams, UserError
-from condensate.privacy import draw_members, measure, roc, threshold
+from condensate.privacy import among_nearest, draw_members, measure, roc, threshold
 from condensate.privacy.curves import _area, _Curve, _rate
 from tests.privacy.planted import area, planted
 
@@ -137,3 +137,21 @@ def test_roc__is_scikit_learns_thinned():
 def test_roc__of_equal_scores_is_the_diagonal():
     _, members = planted(4, 50, shift=0.0)
     assert [part.tolist() for part in roc(np.zeros(members.shape), members)] == [[0, 1], [0, 1]]
+
+
+def test_among_nearest__a_few_images_that_stand_out():
+    """Five of a hundred members are found out wholly: nothing over the pool, everything among the nearest."""
+    streams = Streams(0)
+    members = draw_members(torch.zeros(200, dtype=torch.int64), 8, streams).numpy()
+    scores = torch.randn(8, 200, generator=streams("scores"), dtype=torch.float64).numpy()
+    inside = [np.flatnonzero(row)[:5] for row in members]
+    outside = [np.flatnonzero(~row)[:5] for row in members]
+    nothing = among_nearest(scores, inside, outside, streams)
+    assert nothing.low < 0.5 < nothing.high
+    for row, chosen in zip(scores, inside, strict=True):
+        row[chosen] = 10.0
+    found = among_nearest(scores, inside, outside, streams)
+    assert (found.value, found.low, found.high) == (1.0, 1.0, 1.0)
+    assert measure(scores, members, streams=streams, resamples=10).auc.value < 0.6
+    repeated = [np.repeat(index, 3) for index in outside]
+    assert among_nearest(scores, inside, repeated, streams) == found

@@ -16,7 +16,7 @@ from condensate.evaluation import train_networks
 from condensate.privacy import Record
 from condensate.recipe import merge
 from condensate.sheets import resolve
-from condensate.studies import privacy
+from condensate.studies import privacy, shadows
 
 TOY = {
     "network": {"width": 8},
@@ -108,7 +108,7 @@ def test_run__planted__overfitted_networks_on_all_members_are_found(tmp_path):
     run = privacy.replace(run, data=privacy.replace(run.data, train=kept), rows={"full": run.rows["full"]})
     run.run_shadows([("full", number) for number in range(6)])
     records = [load_file(tmp_path / "full" / f"shadow{number}" / "record.safetensors") for number in range(6)]
-    record = Record.stack([Record(*(part[key].numpy() for key in privacy._RECORDED)) for part in records])
+    record = Record.stack([Record(*(part[key].numpy() for key in shadows.RECORDED)) for part in records])
     for attack in privacy.ATTACKS.values():
         assert run.leakage(attack(record, run.members.numpy()), run.members.numpy())["auc"]["low"] > 0.6
 

@@ -6,7 +6,7 @@ has found a leak.
 """
 
 from condensate.privacy.attacks import ATTACKS, Attack, Record, confidence, lira, loss, regression, threshold
-from condensate.privacy.curves import Estimate, Leakage, check_rates, measure, roc
+from condensate.privacy.curves import Estimate, Leakage, among_nearest, check_rates, measure, roc
 from condensate.privacy.membership import check_members, draw_members
 from condensate.privacy.neighbours import Nearness, nearest, nearness, share
 from condensate.privacy.options import PrivacyOptions
@@ -19,6 +19,7 @@ __all__ = [
     "Nearness",
     "PrivacyOptions",
     "Record",
+    "among_nearest",
     "check_members",
     "check_rates",
     "confidence",

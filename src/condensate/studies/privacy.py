@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from shutil import rmtree
 from statistics import mean
@@ -11,44 +10,28 @@ from statistics import mean
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from condensate import assemble
-from condensate.atomic import alone_in, replacing
-from condensate.condensing import Clock, Condensation, Session
+from condensate.atomic import alone_in
+from condensate.condensing import Session
 from condensate.console import Display
 from condensate.data import ImageData, Split
 from condensate.errors import UserError
-from condensate.evaluation import train_networks
-from condensate.figures import save_distances, save_neighbours, save_roc
-from condensate.networks import Network
-from condensate.privacy import (
-    ATTACKS,
-    Estimate,
-    Nearness,
-    Record,
-    check_rates,
-    draw_members,
-    measure,
-    nearness,
-    roc,
-    share,
-)
+from condensate.figures import save_distances, save_roc
+from condensate.privacy import ATTACKS, Nearness, Record, among_nearest, check_rates, draw_members, measure, roc, share
 from condensate.recipe import Recipe, Values
 from condensate.records import SCHEMA, environment, fraction, read_json, write_json
 from condensate.rows import FULL
 from condensate.runs import placed, reread, row_recipe, settled, smoked, smoked_shape
-from condensate.scoring import learning_rate
 from condensate.sheets import shipped
 from condensate.streams import Streams
+from condensate.studies.shadows import RECORDED, SPACES, Shadow, look_near, nearness_of, save_nearest
 from condensate.studies.workers import each
-from condensate.synthetic import SyntheticDataset, load
-from condensate.training import Examples, accuracy
+from condensate.synthetic import load
 
-Floats = NDArray[np.float64]
-SPACES = ("pixels", "features")
-BATCH = 512
+UNITS = {"pixels": "normalised pixels", "features": "features of an untrained network"}
 
 
 @dataclass(frozen=True)
@@ -115,7 +98,7 @@ class Study:
                 self.shadow(row, number).run(members[number])
                 step(count + 1)
 
-    def shadow(self, row: str, number: int) -> "Shadow":
+    def shadow(self, row: str, number: int) -> Shadow:
         """A shadow of a row."""
         return Shadow(row, number, self.rows[row], self.folder / row / f"shadow{number}", self.data, self.session)
 
@@ -127,17 +110,18 @@ class Study:
         distances: dict[str, Values] = {space: {} for space in SPACES}
         for row in self.rows:
             found = [load_file(self.shadow(row, t).folder / "record.safetensors") for t in range(len(members))]
-            record = Record.stack([Record(*(part[key].numpy() for key in _RECORDED)) for part in found])
+            record = Record.stack([Record(*(part[key].numpy() for key in RECORDED)) for part in found])
             scores = {attack: score(record, members) for attack, score in ATTACKS.items()}
             leaks = {attack: self.leakage(score, members) for attack, score in scores.items()}
             for attack, score in scores.items():
                 curves[attack][f"{row}, AUC {leaks[attack]['auc']['value']:.3f}"] = roc(score, members)
             near = {}
             if row != FULL:
+                inside, outside = ([part[f"pixels.{side}"].numpy() for part in found] for side in ("member", "other"))
                 for attack, score in scores.items():
-                    leaks[attack]["auc_of_the_nearest"] = asdict(among_nearest(score, found, self.streams))
+                    leaks[attack]["auc_of_the_nearest"] = asdict(among_nearest(score, inside, outside, self.streams))
                 for space in SPACES:
-                    parts = [_nearness(part, space) for part in found]
+                    parts = [nearness_of(part, space) for part in found]
                     to = [torch.cat([getattr(part, side) for part in parts]) for side in ("to_member", "to_other")]
                     distances[space][row] = (to[0].numpy(), to[1].numpy())
                     near[space] = {
@@ -188,7 +172,7 @@ class Study:
                 shadow = self.shadow(row, 0)
                 found = load_file(shadow.folder / "record.safetensors")
                 synthetic = load(shadow.folder / "synthetic.safetensors")
-                near = {space: _nearness(found, space) for space in SPACES}
+                near = {space: nearness_of(found, space) for space in SPACES}
                 save_nearest(synthetic, self.data.train, near, self.folder / f"nearest-{row}.png")
 
     def released(self) -> Values | None:
@@ -216,86 +200,6 @@ class Study:
             }
             for space, found in near.items()
         }
-
-
-UNITS = {"pixels": "normalised pixels", "features": "features of an untrained network"}
-_RECORDED = ("loss", "confidence", "top", "entropy", "right")
-
-
-class Shadow:
-    """One condensation of a half of the pool and what networks trained on it say of all of it, in a folder.
-
-    Args:
-        row: Name of the row.
-        number: Of the shadow, which draws from streams of its own.
-        recipe: Of the row.
-        folder: Where.
-        data: Pool and test images.
-        session: Device and display.
-    """
-
-    def __init__(self, row: str, number: int, recipe: Recipe, folder: Path, data: ImageData, session: Session) -> None:
-        self.row, self.number, self.folder, self.data, self.session = row, number, folder, data, session
-        if recipe.experts is not None and recipe.experts.store is None:
-            own = {"store": str((folder / "experts").resolve()), "seed": recipe.experts.seed + number}
-            recipe = recipe.with_values(experts=own)
-        self.recipe, self.streams = recipe, Streams(recipe["seed"], session.device).under("shadow", number)
-
-    def run(self, members: Tensor) -> None:
-        """Condense the members (n,), train networks on the set, and write down what they say of every image."""
-        clock = Clock(self.folder / "checkpoints" / "seconds.json")
-        halves = [index.flatten() for index in (members.nonzero(), (~members).nonzero())]
-        condensed, left_out = (self.data.train.subset(index) for index in halves)
-        examples: Examples = condensed
-        near: dict[str, Tensor] = {}
-        stored: Values = {"images": len(condensed), "bytes": condensed.raw.numel()}
-        if self.row != FULL:
-            examples = synthetic = self.condense(condensed, clock)
-            stored = {"images": len(synthetic), "bytes": synthetic.cost().bits // 8}
-            found = look_near(self.recipe, synthetic, condensed, left_out, self.streams)
-            for space, part in found.items():
-                near |= {f"{space}.{key}": value.cpu() for key, value in vars(part).items()}
-                for side, half in (("member", halves[0]), ("other", halves[1])):
-                    near[f"{space}.{side}"] = half[near[f"{space}.{side}"]]
-        record, right = self.record(examples)
-        write_json(self.folder / "shadow.json", {**stored, "accuracy": right, **clock.spent()})
-        told = {key: torch.from_numpy(getattr(record, key)) for key in _RECORDED}
-        with replacing(self.folder / "record.safetensors") as file:
-            save_file({key: value.contiguous() for key, value in (told | near).items()}, file)
-        rmtree(self.folder / "checkpoints", ignore_errors=True)
-        rmtree(self.folder / "experts", ignore_errors=True)
-
-    def condense(self, members: Split, clock: Clock) -> SyntheticDataset:
-        """The set of this half."""
-        fingerprint = sha256(
-            f"{self.data.fingerprint}/half {self.number} of {self.recipe['seed']}".encode()
-        ).hexdigest()
-        half = replace(self.data, train=members, fingerprint=fingerprint)
-        title = f"{self.row} shadow {self.number}"
-        condensation = Condensation(title, self.recipe, self.folder, half, self.session, self.streams, clock=clock)
-        condensation.begin()
-        return condensation.run()
-
-    def record(self, examples: Examples) -> tuple[Record, float]:
-        """What fresh networks say of the pool, and their mean accuracy on test images."""
-        options, pool = self.recipe.evaluate, self.data.train
-        _, registered, keywords = assemble.networks_of(self.recipe, self.data.shape, len(self.data.classes))[0]
-        trained = train_networks(
-            examples,
-            len(self.data.classes),
-            self.streams,
-            network=registered,
-            network_options=keywords,
-            repeats=self.recipe.privacy.networks,
-            epochs=options.epochs_full if self.row == FULL else options.epochs,
-            lr=learning_rate(options.lr, examples),
-            augment=assemble.training_augment(self.recipe),
-        )
-        logits, right = [], []
-        for network in trained:
-            logits.append(_outputs(network, pool))
-            right.append(accuracy(network, assemble.scoring_split(self.recipe, self.data)))
-        return Record.of(torch.stack(logits), pool.labels), mean(right)
 
 
 def prepare(recipe: Recipe, session: Session) -> Study:
@@ -353,90 +257,6 @@ def reopen(folder: Path, device: torch.device, display: Display, threads: int | 
     """The study in a folder, to go on with it; see ``runs.reread``."""
     recipe, session = reread(folder, device, display, threads, "privacy")
     return replace(prepare(recipe, session), folder=folder)
-
-
-def look_near(
-    recipe: Recipe, synthetic: SyntheticDataset, members: Split, others: Split, streams: Streams
-) -> dict[str, Nearness]:
-    """How near synthetic images are to two kinds of real ones, in normalised pixels and in features.
-
-    The features are those of the recipe's network as it is initialised: one that was trained would know its own
-    training images, whichever kind they are of.
-    """
-    shape = synthetic.parameterization.shape
-    network = assemble.network(recipe, shape, len(synthetic.classes), streams("nearest"))
-    images = synthetic.images().detach()
-    seen: dict[str, list[Tensor]] = {space: [] for space in SPACES}
-    for part in (images, members.images(), others.images()):
-        seen["pixels"].append(part.flatten(1))
-        seen["features"].append(_features(network, part))
-    return {space: nearness(made, a, b, streams("thinned")) for space, (made, a, b) in seen.items()}
-
-
-def save_nearest(synthetic: SyntheticDataset, real: Split, near: dict[str, Nearness], path: Path) -> None:
-    """Pictures of the synthetic images closest to a real one that they may have been made from."""
-    order = near["pixels"].to_member.argsort()[:10]
-    rows = [("synthetic", synthetic.to("cpu").pictures(order.cpu()), ["" for _ in order])]
-    scale = [torch.tensor(values).view(-1, 1, 1) for values in (real.mean, real.std)]
-    for space, found in near.items():
-        for side, index, distances in (
-            ("nearest member", found.member, found.to_member),
-            ("nearest other", found.other, found.to_other),
-        ):
-            pictures = real.images(index[order].to(real.labels.device)).cpu() * scale[1] + scale[0]
-            rows.append((f"{side}, {space}", pictures.clamp(0, 1), [f"{d:.2f}" for d in distances[order].tolist()]))
-    save_neighbours(rows, path)
-
-
-def among_nearest(
-    scores: Floats, found: Sequence[dict[str, Tensor]], streams: Streams, resamples: int = 1000
-) -> Estimate:
-    """Area under the ROC curve among the images that synthetic ones lie nearest to, where a leak would show first.
-
-    Of every shadow, its members nearest to a synthetic image in pixels against the other images nearest to one: chosen
-    alike, so that 0.5 is what guessing gives. Over the whole pool a set that holds ten images as they are looks
-    harmless; here it does not. 95 % interval by bootstrap over pairs of shadows.
-
-    Args:
-        scores: Of an attack, (T, n).
-        found: Recorded of every shadow.
-        streams: Resampling draws from the stream ("bootstrap", "nearest").
-        resamples: How many times pairs are drawn anew.
-    """
-    from sklearn.metrics import roc_auc_score
-
-    told = []
-    for own, part in zip(scores, found, strict=True):
-        sides = [own[part[f"pixels.{side}"].unique().numpy()] for side in ("member", "other")]
-        told.append((np.concatenate(sides), np.repeat([1, 0], [len(side) for side in sides])))
-    pairs = [tuple(np.concatenate(two) for two in zip(*told[first : first + 2])) for first in range(0, len(told), 2)]
-
-    def area(which: Sequence[int]) -> float:
-        values, sides = (np.concatenate(parts) for parts in zip(*(pairs[one] for one in which)))
-        return float(roc_auc_score(sides, values))
-
-    generator = streams("bootstrap", "nearest")
-    drawn = torch.randint(len(pairs), (resamples, len(pairs)), generator=generator, device=generator.device).tolist()
-    low, high = np.quantile([area(which) for which in drawn], [0.025, 0.975]).tolist()
-    return Estimate(area(range(len(pairs))), low, high)
-
-
-def _nearness(found: dict[str, Tensor], space: str) -> Nearness:
-    return Nearness(*(found[f"{space}.{key}"] for key in ("to_member", "to_other", "member", "other")))
-
-
-@torch.no_grad()
-def _outputs(network: Network, split: Split) -> Tensor:
-    """What a network says of all images of a split, in evaluation mode: (n, K)."""
-    network.eval()
-    index = torch.arange(len(split), device=split.labels.device)
-    return torch.cat([network(split.images(part)) for part in index.split(BATCH)])
-
-
-@torch.no_grad()
-def _features(network: Network, images: Tensor) -> Tensor:
-    network.eval()
-    return torch.cat([network.features(part) for part in images.split(BATCH)])
 
 
 def _run_shadows(folder: Path, device: str, which: Sequence[tuple[str, int]]) -> None:
