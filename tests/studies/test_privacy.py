@@ -147,8 +147,8 @@ def test_run__killed_anywhere__ends_as_if_it_was_not(tmp_path, monkeypatch):
     wanted = contents(tmp_path / "whole")
     places = [
         (condensing.Condensation, "save"),
-        (privacy.Shadow, "record"),
-        (privacy, "save_file"),
+        (shadows.Shadow, "record"),
+        (shadows, "save_file"),
         (privacy, "save_roc"),
     ]
     for number, (owner, name) in enumerate(places):
