@@ -71,7 +71,7 @@ def save_distances(
     Args:
         pairs: By name, distances (m,) to the nearest member and to the nearest non-member.
         path: Of the file; its folder is made if need be.
-        unit: Below the common horizontal axis.
+        unit: Below the last horizontal axis; every row has its own range.
 
     Raises:
         UserError: If there is no pair.
@@ -141,11 +141,11 @@ def save_neighbours(rows: Sequence[tuple[str, Tensor, Sequence[str]]], path: str
 
 
 def _figure(rows: int, height: float) -> tuple["Figure", list["Axes"]]:
-    """A figure of its own, unknown to pyplot, with axes in rows over one horizontal axis."""
+    """A figure of its own, unknown to pyplot, with axes in rows."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    axes = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
+    axes = figure.subplots(rows, 1, squeeze=False)[:, 0]
     for each in axes:
         each.spines[["top", "right"]].set_visible(False)
     return figure, list(axes)
