@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -111,7 +112,13 @@ def one_line(error: Exception) -> str:
         .replace("Parser key ", "")
         .replace("<class '", "")
         .replace("'>", "")
+        .replace("Expected a typing.Literal", "Expected one of ")
         .replace("typing.Literal", "one of ")
+    )
+    text = re.sub(
+        r"Does not validate against any of the Union subtypes Subtypes: \[(.*), NoneType\] Errors: .* Given value: ",
+        r"Expected \1 or null. Got value: ",
+        text,
     )
     return text.replace('"', "", 2)
 

@@ -456,7 +456,15 @@ def test_run__two_data_sets_one_after_the_other(tmp_path, monkeypatch, labels):
         (["continual", "digits-lodm", "--resume", "here"], "--resume takes everything from the folder"),
         (["continual", "--resume", "nowhere"], "nowhere holds no run to go on with"),
         (["continual", "digits-lodm", "--continual.groups", "[[0, 1], [1, 2]]"], "overlap: class 1"),
-        (["continual", "digits-lodm", "--continual.budget", "full"], "continual.budget"),
+        (
+            ["continual", "digits-lodm", "--continual.budget", "full"],
+            "continual.budget: Expected one of ['growing', 'fixed']",
+        ),
+        (
+            ["continual", "digits-lodm", "--continual.groups", "3"],
+            "Expected list[list[int | str]] or null. Got value: 3",
+        ),
+        (["privacy", "digits-lodm", "--privacy.fprs", "0.0001"], "0.0001 needs the scores of 100,000 non-members"),
         (["run", "digits-continual-lodm-5steps"], "condensate continual digits-continual-lodm-5steps"),
         (["run", "digits-lodm", "--privacy.shadows", "4"], "condensate privacy digits-lodm"),
         (["privacy"], "privacy needs a RECIPE or the folder of a run"),

@@ -44,7 +44,7 @@ def _read(given: str, keys: Values) -> tuple[Recipe, Values]:
         if name in shipped() or not values.get("compare"):
             values = merge(values, {"compare": COMPARED})
     values = merge({"privacy": {}}, values)
-    keys = as_lists(keys, complete(name, merge(values, {"privacy": keys.get("privacy", {})}), about).values)
+    keys = as_lists(keys, complete(name, values, about).values)
     changes = {section: content for section, content in before.items() if section != "compare"}
     return complete(name, merge(values, keys), about), merge(changes, keys)
 
