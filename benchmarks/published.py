@@ -1,16 +1,22 @@
 """The papers' loops restated plainly, to measure ours against: eager, class by class, float32, one operator at a time.
 
 They are meant to be honest: nothing is done that the released programs do not do, and waste that is not part of the
-method (item-by-item loading, decoding all factors for each class, evaluation inside the loop) is left out.
+method (decoding all factors for each class, evaluation inside the loop) is left out.
 """
 
+import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
+from pyarrow.parquet import read_table
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample, pad
+from torch.utils.data import DataLoader, TensorDataset
 
 OPS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
@@ -20,7 +26,9 @@ def siamese(op: str, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
     u = torch.rand(4, generator=generator).tolist()
 
     def warp(x: Tensor, theta: list[list[float]]) -> Tensor:
-        grid = affine_grid(torch.tensor(theta).expand(len(x), 2, 3), list(x.shape), align_corners=False)
+        grid = affine_grid(
+            torch.tensor(theta, device=x.device).expand(len(x), 2, 3), list(x.shape), align_corners=False
+        )
         return grid_sample(x, grid, align_corners=False)
 
     def color(x: Tensor) -> Tensor:
@@ -40,7 +48,7 @@ def siamese(op: str, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
         side = x.shape[2]
         hole = int(0.5 * side + 0.5)
         top, left = (int(v * (side + 1)) - hole // 2 for v in u[:2])
-        mask = torch.ones(side, side)
+        mask = torch.ones(side, side, device=x.device)
         mask[max(top, 0) : top + hole, max(left, 0) : left + hole] = 0
         return x * mask
 
@@ -77,7 +85,7 @@ def dm_episode(
         batch_real: Real images a class.
     """
     net = network().train().requires_grad_(False)
-    loss = torch.zeros(())
+    loss = torch.zeros((), device=real[0].device)
     for label, of_class in enumerate(real):
         batch = of_class[torch.randperm(len(of_class), generator=generator)[:batch_real]]
         change = siamese(OPS[int(torch.randint(len(OPS), (), generator=generator))], generator)
@@ -97,25 +105,30 @@ def dc_episode(
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
     batch_real: int = 256,
+    augmented: bool = False,
 ) -> float:
-    """One matching step of DC: a fresh network, the graphs of all classes held until one backward, one step.
+    """One matching step of DC, or DSA: a fresh network, the graphs of all classes held until one backward, one step.
 
     Args:
         network: Makes a freshly initialised network.
         real: Normalised real images, a tensor (n, C, H, W) a class.
         images: Synthetic images of a class, with graph.
         optimizer: Of what ``images`` reads.
-        generator: Draws batches.
+        generator: Draws batches and, for DSA, the augmentation.
         batch_real: Real images a class.
+        augmented: Whether real and synthetic images of a class are changed alike, which is DSA.
     """
     net = network().train()
     parameters = list(net.parameters())
     loss = torch.zeros((), device=real[0].device)
     for label, of_class in enumerate(real):
         batch = of_class[torch.randperm(len(of_class), generator=generator)[:batch_real]]
+        mine = images(label)
+        if augmented:
+            change = siamese(OPS[int(torch.randint(len(OPS), (), generator=generator))], generator)
+            batch, mine = change(batch), change(mine)
         target = cross_entropy(net(batch), torch.full((len(batch),), label, device=batch.device))
         theirs = [gradient.detach().clone() for gradient in torch.autograd.grad(target, parameters)]
-        mine = images(label)
         seen = cross_entropy(net(mine), torch.full((len(mine),), label, device=mine.device))
         ours = torch.autograd.grad(seen, parameters, create_graph=True)
         for a, b in zip(ours, theirs):
@@ -138,6 +151,7 @@ def mtt_episode(
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
     steps: int,
+    batch: int | None = None,
 ) -> float:
     """One iteration of MTT: all steps of the student in one graph, one backward through it, one update.
 
@@ -145,18 +159,21 @@ def mtt_episode(
         network: Whose forward is used with the student's parameters.
         first: Parameters the student starts from.
         target: Parameters it should reach.
-        images: The synthetic set decoded, with graph; every step uses all of it.
+        images: The synthetic set decoded, with graph; every step uses a batch of it.
         labels: Its classes.
         step_size: The learned one, a leaf.
         optimizer: Of what ``images`` reads, and of the step size.
         generator: Draws the augmentation.
         steps: Of the student.
+        batch: Images a step, one batch after another; all of them if absent.
     """
     theta = {name: value.clone().requires_grad_() for name, value in first.items()}
     decoded = images()
-    for _ in range(steps):
+    batches = torch.arange(len(decoded), device=decoded.device).split(batch or len(decoded))
+    for step in range(steps):
         change = siamese(OPS[int(torch.randint(len(OPS), (), generator=generator))], generator)
-        loss = cross_entropy(functional_call(network, theta, change(decoded)), labels)
+        index = batches[step % len(batches)]
+        loss = cross_entropy(functional_call(network, theta, change(decoded[index])), labels[index])
         slopes = torch.autograd.grad(loss, list(theta.values()), create_graph=True)
         theta = {name: value - step_size * slope for (name, value), slope in zip(theta.items(), slopes)}
     gone = torch.stack([(theta[name] - target[name]).square().sum() for name in theta]).sum()
@@ -166,3 +183,64 @@ def mtt_episode(
     distance.backward()
     optimizer.step()
     return float(distance.detach())
+
+
+def train(
+    network: torch.nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    epochs: int,
+    generator: torch.Generator,
+    *,
+    lr: float = 0.01,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    batch: int = 256,
+) -> None:
+    """Train one network by the released loop: batches put together image by image, augmented, one step, loss read.
+
+    Args:
+        network: Freshly initialised.
+        images: Normalised.
+        labels: Classes.
+        epochs: How many.
+        generator: Draws the order and the augmentation.
+        lr: Learning rate.
+        momentum: Of SGD.
+        weight_decay: Of SGD.
+        batch: Images a step.
+    """
+    network.train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
+    loader = DataLoader(TensorDataset(images, labels), batch, shuffle=True, generator=generator)
+    for _ in range(epochs):
+        total = 0.0
+        for seen, wanted in loader:
+            change = siamese(OPS[int(torch.randint(len(OPS), (), generator=generator))], generator)
+            loss = cross_entropy(network(change(seen)), wanted)
+            total += float(loss.detach()) * len(wanted)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+
+def read_images(folder: Path, mean: Sequence[float], std: Sequence[float]) -> list[Tensor]:
+    """All training images as the released programs read a data set: item by item, decoded, normalised, then stacked.
+
+    Args:
+        folder: That holds train.parquet with columns image and label.
+        mean: Subtracted, one value a channel.
+        std: Divided by, one value a channel.
+
+    Returns:
+        A tensor (n, C, H, W) of each class.
+    """
+    table = read_table(folder / "train.parquet")
+    shift, scale = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+    items = []
+    for row in range(len(table)):
+        picture = Image.open(io.BytesIO(table["image"][row].as_py()["bytes"]))
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+        items.append((((pixels - shift) / scale)[None], int(table["label"][row].as_py())))
+    images, labels = torch.cat([image for image, _ in items]), torch.tensor([label for _, label in items])
+    return [images[labels == label] for label in range(int(labels.max()) + 1)]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+import condensate
 from condensate import (
     Augment,
     ClassicAugment,
@@ -22,6 +23,7 @@ from condensate import (
     evaluation,
     fit,
 )
+from condensate.compute import Compute, can_compile
 from condensate.training import Examples, Held, accuracy
 
 SMALL: dict[str, Any] = {"network_options": {"width": 8, "depth": 2}, "epochs": 2}
@@ -148,3 +150,44 @@ def test_evaluate__soft_labels_that_are_one_hot_equal_hard_ones(toy_data: ImageD
     soft = Held(toy_data.train.images(), functional.one_hot(toy_data.train.labels, 3).float())
     found = evaluate(soft, toy_data.test, 3, Streams(0), repeats=2, **SMALL)
     assert found.accuracies == pytest.approx(score(toy_data, 2).accuracies)
+
+
+# Together, and in other ways.
+
+
+@pytest.mark.parametrize("together", [2, 3, 5, 64])
+def test_together__every_network_scores_as_alone(toy_data: ImageData, together: int):
+    options: dict[str, Any] = {"epochs": 6, "lr": 0.05, "augment": Augment()}
+    alone = score(toy_data, 5, **options).accuracies
+    beside = score(toy_data, 5, together=together, **options).accuracies
+    assert len(set(alone)) > 1
+    assert beside == pytest.approx(alone, abs=1.01 / 30)  # one image of 30 may fall on the other side by rounding
+
+
+def test_together__goes_on_after_those_that_are_done(toy_data: ImageData):
+    whole = score(toy_data, 5, together=2).accuracies
+    told: list[int] = []
+    rest = score(toy_data, 5, together=2, done=whole[:3], after=lambda a: told.append(len(a)))
+    assert rest.accuracies == pytest.approx(whole, abs=1.01 / 30)
+    assert told == [4, 5]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="no C++ compiler")
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("way", [{"together": 10}, {"compute": Compute(compiled=True)}], ids=["together", "compiled"])
+def test_way__scores_are_distributed_as_one_by_one(way: dict[str, Any]):
+    """Of 20 networks on 10 digits a class: each is near itself alone, mean and spread are those one by one."""
+    data = condensate.load_data("digits")
+    index = torch.cat([data.train.sample(label, 10, Streams(0)("few", label)) for label in range(10)])
+    options: dict[str, Any] = {"repeats": 20, "epochs": 60, "network_options": {"width": 16, "depth": 2}}
+    few, augment = data.train.subset(index), Augment(("crop", "rotate"))
+    alone = evaluate(few, data.test, 10, Streams(0), augment=augment, **options)
+    beside = evaluate(few, data.test, 10, Streams(0), augment=augment, **options, **way)
+    differences = torch.tensor(beside.accuracies) - torch.tensor(alone.accuracies)
+    assert alone.std is not None
+    assert beside.std is not None
+    assert alone.std > 0.005
+    assert abs(float(differences.mean())) < 0.25 * alone.std
+    assert float(differences.std()) < 0.5 * alone.std  # networks keep their seeds: pairs differ less than networks do
+    assert 0.7 < beside.std / alone.std < 1.4

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from condensate import Augment, ImageData, Network, build_network, fit
-from condensate.training import Examples, Held, accuracy
+from condensate import Augment, ClassicAugment, ImageData, Network, build_network, fit
+from condensate.compute import Compute, can_compile
+from condensate.training import Examples, Held, Together, accuracy, mean_loss
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -279,3 +280,84 @@ def test_fit__gradients_left_from_before_have_no_effect():
     for learner in (trained, expected):
         fit(learner, held, epochs=1, generator=seeded())
     assert torch.equal(weights(trained), weights(expected))
+
+
+# Together.
+
+
+def stack(count: int, dtype: torch.dtype = torch.float64, **options: Any) -> list[Network]:
+    return [network(seed, **options).to(dtype) for seed in range(count)]
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch", "layer", "none"])
+@pytest.mark.parametrize("augment", [None, Augment(), ClassicAugment()], ids=["none", "dsa", "dc"])
+def test_together__is_each_alone(norm: str, augment: Any):
+    """Same batches, augmentation, weights and running statistics, whichever networks are beside it."""
+    held, hyper = examples(), {"epochs": 4, "batch": 4, "augment": augment}
+    alone, beside = stack(3, norm=norm), stack(3, norm=norm)
+    for seed, each in enumerate(alone):
+        fit(each, held, generator=seeded(seed), **hyper)
+    together = Together(beside)
+    fit(together, held, generator=[seeded(seed) for seed in range(3)], **hyper)
+    together.unstack_()
+    for one, other in zip(alone, beside, strict=True):
+        for name, value in one.state_dict().items():
+            torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-8, atol=1e-10, msg=name)
+    assert not torch.allclose(weights(beside[0]), weights(beside[1]))
+
+
+def test_together__of_soft_labels_is_each_alone():
+    hard = examples()
+    soft = Held(hard.decoded, torch.rand(11, 3, dtype=torch.float64, generator=seeded(5)).softmax(1))
+    alone, beside = stack(2), stack(2)
+    for seed, each in enumerate(alone):
+        fit(each, soft, epochs=2, generator=seeded(seed), batch=4)
+    together = Together(beside)
+    fit(together, soft, epochs=2, generator=[seeded(0), seeded(1)], batch=4)
+    together.unstack_()
+    for one, other in zip(alone, beside, strict=True):
+        torch.testing.assert_close(weights(other), weights(one), rtol=1e-8, atol=1e-10)
+
+
+def test_together__trains_nothing_before_it_is_unstacked():
+    networks = stack(2)
+    before = [weights(each) for each in networks]
+    together = Together(networks)
+    fit(together, examples(), epochs=1, generator=[seeded(0), seeded(1)])
+    assert all(torch.equal(weights(each), held) for each, held in zip(networks, before, strict=True))
+    together.unstack_()
+    assert not any(torch.equal(weights(each), held) for each, held in zip(networks, before, strict=True))
+
+
+# Precision.
+
+
+def test_mean_loss__in_bfloat16_rounds_products_but_not_parameters():
+    held, trained = examples(dtype=torch.float32), network(width=16)
+    exact = mean_loss(trained)(held.decoded, held.labels).detach()
+    rounded = mean_loss(trained, Compute(precision=torch.bfloat16))(held.decoded, held.labels).detach()
+    assert rounded.dtype == torch.float32
+    assert 0 < abs(float(rounded - exact)) < 0.02 * float(exact)
+    fit(trained, held, epochs=2, generator=seeded(), loss=mean_loss(trained, Compute(precision=torch.bfloat16)))
+    assert {p.dtype for p in trained.parameters()} == {torch.float32}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="no C++ compiler")
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_mean_loss__compiled_is_eager(norm: str, count: int):
+    held, compute = examples(dtype=torch.float32), Compute(compiled=True)
+    alone, compiled = stack(count, torch.float32, norm=norm), stack(count, torch.float32, norm=norm)
+    generators = [seeded(seed) for seed in range(count)]
+    for each, own in zip(alone, generators, strict=True):
+        fit(each, held, epochs=2, generator=own, batch=4)
+    pupil = Together(compiled) if count > 1 else compiled[0]
+    torch._dynamo.reset()
+    generators = [seeded(seed) for seed in range(count)]
+    fit(pupil, held, epochs=2, generator=generators, batch=4, loss=mean_loss(pupil, compute))
+    if isinstance(pupil, Together):
+        pupil.unstack_()
+    for one, other in zip(alone, compiled, strict=True):
+        torch.testing.assert_close(weights(other), weights(one), rtol=1e-3, atol=1e-5)

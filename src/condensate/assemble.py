@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from condensate import __version__
 from condensate.augment import Augment
 from condensate.classic import ClassicAugment
-from condensate.compute import Compute, ComputeOptions
+from condensate.compute import PRECISIONS, Compute, ComputeOptions
 from condensate.coresets import embed
 from condensate.data import ImageData, Split, from_arrays, load
 from condensate.data.cache import folder as cache_folder
@@ -42,6 +42,9 @@ BASELINES: dict[str, dict[str, Any]] = {
     "k-centre": {"parameterization": {"name": "pixels"}, "start": {"name": "k-centre"}},
 }
 
+TRAINING_BATCH = 256  # images a step of a network that scores, as published
+FILLS_A_GPU = 4096  # images a step of all networks that are trained together there
+
 
 def image_data(recipe: Recipe, device: torch.device) -> ImageData:
     """The data, on the device."""
@@ -56,9 +59,9 @@ def random_data(shape: Shape, device: torch.device, classes: int = 2, each: int 
     return from_arrays(images, labels, images, labels, name="random").to(device)
 
 
-def baseline(recipe: Recipe, row: str, data: ImageData) -> Recipe:
+def baseline(recipe: Recipe, row: str) -> Recipe:
     """The recipe of a comparison row: real images chosen as the row says, at the same budget, and no episode."""
-    return normalised(recipe.with_values(**deepcopy(BASELINES[row]), condense={"episodes": 0}, compare=[]), data)
+    return recipe.with_values(**deepcopy(BASELINES[row]), condense={"episodes": 0}, compare=[])
 
 
 def normalised(recipe: Recipe, data: ImageData) -> Recipe:
@@ -237,16 +240,60 @@ def make_experts(
 
 def settle_compute(recipe: Recipe, shape: Shape, classes: int, images: int, device: torch.device) -> Recipe:
     """The recipe with ``compute`` settled, so that a resumed run does not choose anew."""
-    compute = recipe["compute"]
-    settled = ComputeOptions(**compute)
+    work = condensing_operations(recipe, shape, classes, images)
+    return recipe.with_values(compute=_settled(ComputeOptions(**recipe["compute"]).resolve(device, work)))
+
+
+def why_compiled(recipe: Recipe, shape: Shape, classes: int, images: int, device: torch.device) -> str | None:
+    """What ``settle_compute`` chooses and why, in words; None where the recipe says it."""
+    work = condensing_operations(recipe, shape, classes, images)
+    return ComputeOptions(**recipe["compute"]).why(device, work)
+
+
+def _settled(resolved: Compute) -> Values:
+    name = {torch.float32: "float32", torch.bfloat16: "bfloat16"}[resolved.precision]
+    return {"compile": "always" if resolved.compiled else "never", "precision": name}
+
+
+def forward_operations(network: Network, shape: Shape) -> float:
+    """Floating-point operations of one image's way through a network."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(recipe, shape, classes, Streams(0)("count")).features(torch.zeros(2, *shape))
+        network.to("meta")(torch.zeros(2, *shape, device="meta"))
+    return counter.get_total_flops() / 2
+
+
+def condensing_operations(recipe: Recipe, shape: Shape, classes: int, images: int) -> float:
+    """Floating-point operations of all episodes."""
     matching = OBJECTIVES[recipe["objective"]["name"]]
     work = matching.planned(classes, images, **recipe.options("objective"))
-    passes = work.features + 3 * work.gradients
-    resolved = settled.resolve(device, counter.get_total_flops() / 2 * passes * recipe.condense.episodes)
-    name = {torch.float32: "float32", torch.bfloat16: "bfloat16"}[resolved.precision]
-    return recipe.with_values(compute={"compile": "always" if resolved.compiled else "never", "precision": name})
+    own = NETWORKS[recipe["network"]["name"]](shape, classes, **recipe.options("network"))
+    return forward_operations(own, shape) * (work.features + 3 * work.gradients) * recipe.condense.episodes
+
+
+def settle_training(
+    recipe: Recipe, shape: Shape, classes: int, images: int, device: torch.device, *, full: bool = False
+) -> Recipe:
+    """The recipe with what of ``evaluate`` says how networks are trained settled for so many images.
+
+    Compilation is weighed by the work of the first kind of network that scores.
+    """
+    options = recipe.evaluate
+    (_, registered, keywords), *_ = networks_of(recipe, shape, classes)
+    passes = options.repeats * (options.epochs_full if full else options.epochs) * images
+    work = 3 * passes * forward_operations(NETWORKS[registered](shape, classes, **keywords), shape)
+    resolved = ComputeOptions(options.compile, options.precision).resolve(device, work)
+    together = options.together
+    if together is None:
+        at_a_time = FILLS_A_GPU // min(images, TRAINING_BATCH)
+        together = 1 if device.type == "cpu" else min(options.repeats, max(1, at_a_time))
+    return recipe.with_values(evaluate={**_settled(resolved), "together": together})
+
+
+def training_way(recipe: Recipe) -> Values:
+    """How networks are trained, as ``train_networks`` takes it, of a recipe in which that is settled."""
+    options = recipe.evaluate
+    compute = Compute(options.compile == "always", PRECISIONS[options.precision])
+    return {"together": options.together, "compute": compute}
 
 
 def compute(recipe: Recipe, device: torch.device) -> Compute:

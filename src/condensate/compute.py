@@ -80,6 +80,16 @@ class ComputeOptions:
             precision = torch.bfloat16 if has_bfloat16(device) else torch.float32
         return Compute(compiled, precision, self.chunk)
 
+    def why(self, device: torch.device, operations: float) -> str | None:
+        """What auto decides about compiling and why, in words; None where the user decided."""
+        if self.compile != "auto":
+            return None
+        if operations < WORTH_COMPILING:
+            return f"not compiled: the work, {operations:.1e} operations, is too short to win the compilation back"
+        if not can_compile(device):
+            return "not compiled, which takes about twice as long: torch.compile needs a C++ compiler; install g++"
+        return f"compiled: the work, {operations:.1e} operations, is long enough to win the compilation back"
+
 
 def can_compile(device: torch.device) -> bool:
     """Whether ``torch.compile`` has the compiler it needs on this machine."""

@@ -1,16 +1,18 @@
 """What a synthetic set is worth: fresh networks are trained on it from scratch and scored on real images."""
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
 import torch
 
+from condensate.compute import Compute
 from condensate.errors import UserError
 from condensate.networks import Network, build
 from condensate.streams import Streams
-from condensate.training import Augmentation, Examples, Held, accuracy, fit
+from condensate.training import Augmentation, Examples, Held, Together, accuracy, fit, mean_loss
 
 HELD_BYTES = 2**28
 
@@ -56,8 +58,10 @@ def train_networks(
     lr: float = 0.01,
     augment: Augmentation | None = None,
     start: int = 0,
+    together: int = 1,
+    compute: Compute | None = None,
 ) -> Iterator[Network]:
-    """Fresh networks, each trained from scratch on ``examples``, one after another.
+    """Fresh networks, each trained from scratch on ``examples``.
 
     Args:
         examples: What to train on: a synthetic set, or real data.
@@ -70,6 +74,8 @@ def train_networks(
         lr: Learning rate of the first half.
         augment: Augmentation while training.
         start: The first one to train, those before it left out.
+        together: Networks trained at a time; what a network comes to does not depend on it beyond rounding.
+        compute: Whether the training step is compiled, and in which precision it multiplies.
     """
     if repeats < 1 or epochs < 1:
         raise UserError(f"evaluation needs at least one network and one epoch, got {repeats} and {epochs}")
@@ -77,11 +83,34 @@ def train_networks(
     shape = (sample.shape[1], sample.shape[2], sample.shape[3])
     if len(examples) * sample.numel() * sample.element_size() <= HELD_BYTES:
         examples = Held(examples.images().detach(), examples.labels)
-    for repeat in range(start, repeats):
+    compute, options = compute or Compute(), network_options or {}
+    if compute.compiled:
+        torch._dynamo.reset()  # a process may compile a program a few times only, and every kind of network is one
+
+    def fresh(repeat: int) -> tuple[Network, torch.Generator]:
         generator = streams("evaluate", network, repeat)
-        trained = build(network, shape, classes, generator, **(network_options or {}))
-        fit(trained, examples, epochs=epochs, generator=generator, lr=lr, augment=augment)
-        yield trained
+        return build(network, shape, classes, generator, **options), generator
+
+    def train(pupil: Network | Together, generator: Any, loss: Any = None) -> None:
+        fit(pupil, examples, epochs=epochs, generator=generator, lr=lr, augment=augment, loss=loss)
+
+    if together > 1:
+        for first in range(start, repeats, together):
+            made = [fresh(repeat) for repeat in range(first, min(first + together, repeats))]
+            networks, generators = zip(*made, strict=True)
+            stack = Together(networks)
+            train(stack, generators, mean_loss(stack, compute))
+            stack.unstack_()
+            yield from networks
+        return
+    one = build(network, shape, classes, streams("program"), **options)
+    one.to(memory_format=compute.memory_format)  # type: ignore[call-overload]
+    loss = mean_loss(one, compute)
+    for repeat in range(start, repeats):  # in the one network that the program knows, so that it is compiled once
+        generator = streams("evaluate", network, repeat)
+        one.reset_(generator)
+        train(one, generator, loss)
+        yield deepcopy(one).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 def evaluate(
@@ -98,6 +127,8 @@ def evaluate(
     augment: Augmentation | None = None,
     done: Sequence[float] = (),
     after: Callable[[Sequence[float]], None] | None = None,
+    together: int = 1,
+    compute: Compute | None = None,
 ) -> Score:
     """Train ``repeats`` fresh networks on ``examples`` and score each once, after its last epoch, on ``test``.
 
@@ -114,6 +145,8 @@ def evaluate(
         augment: Augmentation while training.
         done: Accuracies of the first networks, scored before, to go on after them.
         after: Called with the accuracies so far after each network.
+        together: Networks trained at a time, see ``train_networks``.
+        compute: How they are trained, see ``train_networks``.
     """
     accuracies = list(done[:repeats])
     trained = train_networks(
@@ -127,6 +160,8 @@ def evaluate(
         lr=lr,
         augment=augment,
         start=len(accuracies),
+        together=together,
+        compute=compute,
     )
     for each in trained:
         accuracies.append(accuracy(each, test))

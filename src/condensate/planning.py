@@ -10,14 +10,13 @@ from hashlib import sha256
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils.flop_counter import FlopCounterMode
 
 from condensate import assemble
 from condensate.atomic import replacing
 from condensate.compute import PRECISIONS
 from condensate.data import KNOWN, ImageData
 from condensate.data.cache import folder as cache_folder
-from condensate.networks import NETWORKS, Network
+from condensate.networks import NETWORKS
 from condensate.objectives import OBJECTIVES
 from condensate.objectives.trajectory import last_epoch
 from condensate.parameterizations import PARAMETERIZATIONS, Shape
@@ -192,15 +191,14 @@ def _data(recipe: Recipe) -> tuple[Shape, int, int, ImageData | None]:
 
 def _evaluated_work(recipe: Recipe, shape: Shape, classes: int) -> float:
     """Operations of one network of each kind that scores, in those of the recipe's own."""
-    own = _operations(NETWORKS[recipe["network"]["name"]](shape, classes, **recipe.options("network")), shape)
+    own = assemble.forward_operations(
+        NETWORKS[recipe["network"]["name"]](shape, classes, **recipe.options("network")), shape
+    )
     networks = assemble.networks_of(recipe, shape, classes)
-    return sum(_operations(NETWORKS[name](shape, classes, **options), shape) / own for _, name, options in networks)
-
-
-def _operations(network: Network, shape: Shape) -> int:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network.to("meta")(torch.zeros(2, *shape, device="meta"))
-    return counter.get_total_flops()
+    return sum(
+        assemble.forward_operations(NETWORKS[name](shape, classes, **options), shape) / own
+        for _, name, options in networks
+    )
 
 
 def _rates(recipe: Recipe, shape: Shape, classes: int, batch: int, device: torch.device) -> Rates:

@@ -94,6 +94,10 @@ class Evaluate:
         augmentation: While training: dsa, one operator a batch as in section augment, or dc, one an image.
         ops: Its operators; null is the recipe's own of dsa, and crop, scale and rotate of dc.
         split: Which real images score: test, or validation, on which choices are made.
+        compile: Whether the training step is compiled; auto where that is won back.
+        precision: Of what layers multiply in training; parameters and loss are float32 always. auto is bfloat16 where
+            the machine has instructions for it.
+        together: Networks trained at a time; null is one on the CPU, as many as fill it on a GPU.
     """
 
     networks: list[str] = field(default_factory=lambda: ["same"])
@@ -104,6 +108,9 @@ class Evaluate:
     augmentation: Literal["dsa", "dc"] = "dsa"
     ops: list[str] | None = None
     split: Literal["test", "validation"] = "test"
+    compile: Literal["auto", "always", "never"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    together: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot run."""
@@ -111,6 +118,8 @@ class Evaluate:
             raise UserError("evaluate needs at least one network, repeat and epoch")
         if self.lr is not None and not 0 < self.lr < math.inf:
             raise UserError(f"evaluate.lr must be above 0 and finite, got {self.lr}")
+        if self.together is not None and self.together < 1:
+            raise UserError(f"evaluate.together must be at least 1, or null, got {self.together}")
         if self.ops is not None:
             {"dsa": Augment, "dc": ClassicAugment}[self.augmentation](self.ops)
 

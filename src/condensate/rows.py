@@ -35,6 +35,7 @@ class Row:
         self.streams = Streams(recipe["seed"], session.device)
         self.condensation = Condensation(name, recipe, folder, data, session, self.streams)
         self.scored = folder / "checkpoints" / "evaluate.json"
+        self.way = folder / "checkpoints" / "training.json"
 
     def run(self) -> Values:
         """The row's result, from its file if it is there."""
@@ -56,11 +57,21 @@ class Row:
 
     def evaluate(self, examples: Examples) -> list[Score]:
         """Scores of all the recipe's networks, those already scored from the file of the last session."""
+        self.recipe, display, done = self.settled(len(examples)), self.session.display, self.kept()
         title, full = f"{self.name}: evaluate", self.name == FULL
-        display, done = self.session.display, self.kept()
         return score(
             self.recipe, examples, self.data, self.streams, display, title=title, full=full, done=done, keep=self.keep
         )
+
+    def settled(self, images: int) -> Recipe:
+        """The recipe with how networks are trained chosen, once for all sessions."""
+        if not self.way.is_file():
+            shape, classes = self.data.shape, len(self.data.classes)
+            full, device = self.name == FULL, self.session.device
+            chosen = assemble.settle_training(self.recipe, shape, classes, images, device, full=full).evaluate
+            way = {"compile": chosen.compile, "precision": chosen.precision, "together": chosen.together}
+            write_json(self.way, way)
+        return self.recipe.with_values(evaluate=read_json(self.way))
 
     def kept(self) -> dict[str, list[float]]:
         """Accuracies of networks scored so far, by network."""
@@ -88,6 +99,7 @@ class Row:
             "peak_bytes": peak_bytes(self.session.device),
             "budget": recipe["budget"],
             "compute": recipe["compute"],
+            "training": {key: recipe["evaluate"][key] for key in ("compile", "precision", "together")},
             "data": {
                 "name": self.data.name,
                 "fingerprint": self.data.fingerprint,

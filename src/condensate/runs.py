@@ -193,6 +193,9 @@ def settled(recipe: Recipe, data: ImageData, session: Session, resumed: bool) ->
     if not recipe.condense.episodes:
         return recipe
     chosen = assemble.settle_compute(recipe, shape, classes, images, session.device)
+    why = assemble.why_compiled(recipe, shape, classes, images, session.device)
+    if why:
+        session.display.say(f"{recipe.name}: condensing is {why}")
     storage = PARAMETERIZATIONS[recipe["parameterization"]["name"]]
     if not list(storage(1, shape, **recipe.options("parameterization")).parameters()):
         raise UserError(f"{storage.__name__} holds real images and has nothing to condense; set condense.episodes 0")
@@ -212,7 +215,7 @@ WHICH_IMAGES = ("name", "path", "size", "channels", "validation")
 def row_recipe(recipe: Recipe, row: str, data: ImageData, session: Session) -> Recipe:
     """The recipe of a row that a run is compared with: a baseline, the full data, or another shipped recipe."""
     if row in assemble.BASELINES:
-        return assemble.baseline(recipe, row, data)
+        return assemble.baseline(recipe, row)
     if row == FULL:
         return recipe.with_values(compare=[], condense={"episodes": 0})
     if row not in shipped():

@@ -44,6 +44,8 @@ def score(
     if isinstance(examples, SyntheticDataset) and examples.whitening is not None:
         data = data.seen_through(examples.whitening)
     networks = assemble.networks_of(recipe, data.shape, len(data.classes))
+    device = examples.labels.device
+    settled = assemble.settle_training(recipe, data.shape, len(data.classes), len(examples), device, full=full)
     for number, (name, registered, keywords) in enumerate(networks):
         key = f"{number} {name}"  # "same" and a name may stand for one network under two sets of options
         before = (done or {}).get(key, [])
@@ -67,6 +69,7 @@ def score(
                 augment=assemble.training_augment(recipe),
                 done=before,
                 after=after,
+                **assemble.training_way(settled),
             )
         scores.append(replace(measured, network=name))
     return scores

@@ -6,9 +6,11 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
+from condensate.compute import Compute
 from condensate.errors import UserError
 from condensate.networks import Network
 
@@ -63,12 +65,51 @@ class Held:
         return self.decoded if index is None else self.decoded[index]
 
 
+class Together:
+    """Networks of one kind that are trained as one: their parameters lie stacked, one program serves them all.
+
+    Args:
+        networks: Initialised; they have what was trained in them after ``unstack_``.
+    """
+
+    def __init__(self, networks: Sequence[Network]) -> None:
+        self.networks, self.network = networks, networks[0]
+        parameters, self.buffers = stack_module_state(list(networks))
+        self.stacked = {name: value.detach().requires_grad_() for name, value in parameters.items()}
+
+    def parameters(self) -> list[Tensor]:
+        """Of all networks, the first dimension being theirs."""
+        return list(self.stacked.values())
+
+    def train(self) -> None:
+        """Training mode."""
+        self.network.train()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Class scores of as many images a network, those of the first one first: (g * n, C, H, W) -> (g * n, K)."""
+
+        def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], seen: Tensor) -> Tensor:
+            scores: Tensor = functional_call(self.network, (parameters, buffers), (seen,))
+            return scores
+
+        seen = images.unflatten(0, (len(self.networks), -1))
+        return vmap(one)(self.stacked, self.buffers, seen).flatten(0, 1)
+
+    @torch.no_grad()
+    def unstack_(self) -> None:
+        """Give every network its own."""
+        for number, network in enumerate(self.networks):
+            held = dict(network.named_parameters()) | dict(network.named_buffers())
+            for name, value in (self.stacked | self.buffers).items():
+                held[name].copy_(value[number])
+
+
 def fit(
-    network: Network,
+    network: Network | Together,
     examples: Examples,
     *,
     epochs: int,
-    generator: torch.Generator,
+    generator: torch.Generator | Sequence[torch.Generator],
     lr: float = 0.01,
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
@@ -77,6 +118,7 @@ def fit(
     augment: Augmentation | None = None,
     replay: Examples | None = None,
     after_epoch: Callable[[int], None] | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> None:
     """Train a network in place by SGD on cross-entropy.
 
@@ -85,44 +127,83 @@ def fit(
     momentum is kept when the rate drops.
 
     Args:
-        network: Trained as it stands; initialise it before.
+        network: Trained as it stands; initialise it before. Several ``Together`` are trained as each would be alone.
         examples: Images and labels.
         epochs: Passes over the examples.
-        generator: Orders the batches and draws the augmentation.
+        generator: Orders the batches and draws the augmentation; one a network for networks together.
         lr: Learning rate of the first half.
         momentum: Of SGD.
         weight_decay: Of SGD, on all parameters.
-        batch: Images a step.
+        batch: Images a step, of each network.
         drop: Whether to divide the learning rate by ten after ``epochs // 2`` epochs.
         augment: Drawn anew for every batch.
         replay: Remembered examples: every step takes as many of them, drawn at random, as new ones, and the loss is
-            the mean of both (experience replay: Chaudhry et al., "On tiny episodic memories", 2019).
+            the mean of both (experience replay: Chaudhry et al., "On tiny episodic memories", 2019). For one network.
         after_epoch: Called with the epoch's number, from 0, after each.
+        loss: The network's mean cross-entropy as a program (images, labels) -> scalar, see ``mean_loss``; absent: made.
     """
+    generators = [generator] if isinstance(generator, torch.Generator) else list(generator)
+    loss = loss or mean_loss(network)
     optimizer = SGD(network.parameters(), lr, momentum, weight_decay=weight_decay, fused=True)
     optimizer.zero_grad()
     for epoch in range(epochs):
         network.train()
         if drop and epoch == epochs // 2:
             optimizer.param_groups[0]["lr"] = lr * 0.1
-        order = torch.randperm(len(examples), generator=generator, device=generator.device)
-        for index in order.split(batch):
-            images, labels = examples.images(index), [examples.labels[index]]
-            if replay is not None:
-                drawn = torch.randint(len(replay), (len(index),), generator=generator, device=generator.device)
-                images, labels = torch.cat([images, replay.images(drawn)]), [*labels, replay.labels[drawn]]
-            if augment:
-                images = augment.unpaired(images, generator)
-            scores = network(images.detach()).split(len(index))
-            losses = [cross_entropy(part, wanted.detach()) for part, wanted in zip(scores, labels, strict=True)]
-            loss = torch.stack(losses).mean()
-            loss.backward()
+        orders = [torch.randperm(len(examples), generator=own, device=own.device) for own in generators]
+        for indices in zip(*(order.split(batch) for order in orders), strict=True):
+            index = torch.cat(indices)
+            images, labels = examples.images(index), examples.labels[index]
+            if replay is None:
+                value = loss(_augmented(images, augment, generators).detach(), labels.detach())
+            else:
+                value = _rehearsed(network, images, labels, replay, augment, generators[0])
+            (value * len(generators)).backward()  # the mean over all networks' images: each has its own mean
             optimizer.step()
             optimizer.zero_grad()
         if after_epoch:
             after_epoch(epoch)
-    if epochs and not bool(loss.isfinite()):
+    if epochs and not bool(value.isfinite()):
         raise UserError(f"training a network diverged at learning rate {lr:g}; try a smaller one")
+
+
+def mean_loss(network: Network | Together, compute: Compute | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+    """The program (images, labels) -> mean cross-entropy, a scalar; compiled and in the precision ``compute`` says.
+
+    In bfloat16 parameters, their gradients and the loss stay float32: what a layer multiplies is rounded.
+    """
+    compute = compute or Compute()
+    low = compute.precision != torch.float32
+
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, compute.precision, enabled=low):
+            scores = network(images)
+        return cross_entropy(scores.to(torch.promote_types(scores.dtype, torch.float32)), labels)
+
+    return compute.program(loss)
+
+
+def _augmented(images: Tensor, augment: Augmentation | None, generators: Sequence[torch.Generator]) -> Tensor:
+    """The images of every network, in the order of the generators, changed as drawn by its own."""
+    if not augment:
+        return images
+    parts = images.split(len(images) // len(generators))
+    return torch.cat([augment.unpaired(part, own) for part, own in zip(parts, generators, strict=True)])
+
+
+def _rehearsed(
+    network: Network | Together,
+    images: Tensor,
+    labels: Tensor,
+    replay: Examples,
+    augment: Augmentation | None,
+    generator: torch.Generator,
+) -> Tensor:
+    """The mean of the losses on new images and on as many remembered ones."""
+    drawn = torch.randint(len(replay), (len(images),), generator=generator, device=generator.device)
+    both = _augmented(torch.cat([images, replay.images(drawn)]), augment, [generator])
+    scores, wanted = network(both.detach()).split(len(images)), (labels, replay.labels[drawn])
+    return torch.stack([cross_entropy(s, w.detach()) for s, w in zip(scores, wanted, strict=True)]).mean()
 
 
 @torch.no_grad()

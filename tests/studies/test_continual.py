@@ -233,7 +233,7 @@ def test_run__one_class_a_step__any_objective(tmp_path, method):
     assert all(line["loss"] > 0 for line in log)
     assert not list(tmp_path.rglob("experts"))
     start = continual.assemble.start(
-        run.memory(recipe.name, 0).allowance.of_classes(run.recipe, 0, 1),
+        run.memory(recipe.name, 0, run.stream(0)).allowance.of_classes(run.recipe, 0, 1),
         run.stream(0).experiences[0].data,
         Streams(0).under("experience", 0),
         10,
@@ -376,7 +376,7 @@ def test_allowance__by_hand():
 
 def test_check__memory_over_its_budget__is_a_bug(tmp_path):
     run = study(tmp_path)
-    memory = run.memory(run.recipe.name, 0)
+    memory = run.memory(run.recipe.name, 0, run.stream(0))
     stored = LowRank(11, (1, 8, 8), rank=2)
     with pytest.raises(RuntimeError, match="over its budget"):
         memory.check([condensing.SyntheticDataset(stored, torch.zeros(11, dtype=torch.int64))], 0)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from shutil import rmtree
 from statistics import mean, pstdev, stdev
@@ -57,8 +57,13 @@ class Study:
         return range(first, first + self.recipe.continual.orders)
 
     def stream(self, seed: int) -> Stream:
-        """The stream of one class order."""
+        """The stream of one class order, which holds a copy of the data."""
         return stream(self.recipe, self.datasets, seed)
+
+    @cached_property
+    def steps(self) -> int:
+        """Experiences of every class order."""
+        return len(self.stream(self.seeds[0]).experiences)
 
     def run(self, jobs: int = 1) -> Values:
         """Carry it out; what is done already is kept. The result, as in ``result.json``."""
@@ -82,29 +87,35 @@ class Study:
 
     def finished(self, seed: int) -> bool:
         """Whether all rows of a class order are done."""
-        last = len(self.stream(seed).experiences)
-        return all((self.folder / f"order{seed}" / row / f"step{last}" / "result.json").is_file() for row in self.rows)
+        folder = self.folder / f"order{seed}"
+        return all((folder / row / f"step{self.steps}" / "result.json").is_file() for row in self.rows)
 
     def run_order(self, seed: int) -> None:
         """All rows of one class order; the experts of its experiences are kept as long."""
-        folder = self.folder / f"order{seed}"
+        folder, found = self.folder / f"order{seed}", self.stream(seed)
         for name in self.rows:
-            self.memory(name, seed).run()
+            self.memory(name, seed, found).run()
         rmtree(folder / "experts", ignore_errors=True)
 
-    def memory(self, name: str, seed: int) -> Memory:
-        """A row along one class order."""
+    def memory(self, name: str, seed: int, found: Stream) -> Memory:
+        """A row along the stream of one class order."""
         folder, recipe = self.folder / f"order{seed}", self.rows[name].with_values(seed=seed)
         if recipe.experts is not None and recipe.experts.store is None:
             own = {"store": str((folder / "experts").resolve()), "seed": recipe.experts.seed + seed}
             recipe = recipe.with_values(experts=own)
-        found = self.stream(seed)
         recipe = assemble.normalised(recipe, found.experiences[0].data)
         return Memory(name, recipe, folder / name, found, self.session)
 
     def result(self) -> Values:
         """What goes to ``result.json``: all accuracies, and what is told of them."""
-        rows = {row: summary({seed: self.memory(row, seed).run() for seed in self.seeds}) for row in self.rows}
+        steps: dict[str, dict[int, Sequence[Values]]] = {row: {} for row in self.rows}
+        orders: dict[str, list[list[str]]] = {}
+        for seed in self.seeds:
+            found = self.stream(seed)
+            orders[str(seed)] = [list(experience.data.classes) for experience in found.experiences]
+            for row in self.rows:
+                steps[row][seed] = self.memory(row, seed, found).run()
+        rows = {row: summary(of_orders) for row, of_orders in steps.items()}
         options, own = self.recipe.continual, rows[self.recipe.name]["final"]["values"]
         others = {row: found["final"]["values"] for row, found in rows.items() if row != self.recipe.name}
         return {
@@ -115,7 +126,7 @@ class Study:
             "fraction": fraction(self.recipe),
             "protocol": options.protocol,
             "budget": options.budget,
-            "orders": {str(s): [list(e.data.classes) for e in self.stream(s).experiences] for s in self.seeds},
+            "orders": orders,
             **environment(self.session.device),
             "rows": rows,
             "differences": {row: difference(own, values) for row, values in others.items()},

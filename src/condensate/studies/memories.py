@@ -85,8 +85,8 @@ class Memory:
             if not file.is_file():
                 write_json(file, self.take(step))
                 rmtree(file.parent / "checkpoints", ignore_errors=True)
-                if step:
-                    (self.step(step - 1) / "networks.safetensors").unlink(missing_ok=True)
+            if step:  # also where an earlier session was stopped before it came to this
+                (self.step(step - 1) / "networks.safetensors").unlink(missing_ok=True)
             results.append(read_json(file))
         (self.step(step) / "networks.safetensors").unlink(missing_ok=True)
         return results
@@ -228,6 +228,9 @@ class Memory:
         examples, options = Union(parts, self.stream.classes), self.recipe.evaluate
         scores = read_json(kept) if kept.is_file() else []
         registered, keywords = self.network
+        shape, classes, full = self.stream.experiences[0].data.shape, len(self.stream.classes), self.name == FULL
+        device = self.session.device
+        settled = assemble.settle_training(self.recipe, shape, classes, len(examples), device, full=full)
         trained = train_networks(
             examples,
             len(self.stream.classes),
@@ -239,6 +242,7 @@ class Memory:
             lr=self.rate(parts),
             augment=assemble.training_augment(self.recipe),
             start=len(scores),
+            **assemble.training_way(settled),
         )
         title = f"{self.folder.parent.name} {self.name} step {step + 1}: evaluate"
         with self.session.display.work(title, options.repeats, len(scores)) as progress:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from shutil import rmtree
 from statistics import mean
@@ -62,7 +62,7 @@ class Study:
         """Source of all draws."""
         return Streams(self.recipe["seed"], self.session.device)
 
-    @property
+    @cached_property
     def members(self) -> Tensor:
         """Whether a shadow condenses an image of the pool, (T, n)."""
         return draw_members(self.data.train.labels, self.recipe.privacy.shadows, Streams(self.recipe["seed"]))

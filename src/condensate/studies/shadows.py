@@ -89,6 +89,10 @@ class Shadow:
         """What fresh networks say of the pool, and their mean accuracy on test images."""
         options, pool = self.recipe.evaluate, self.data.train
         _, registered, keywords = assemble.networks_of(self.recipe, self.data.shape, len(self.data.classes))[0]
+        device, full = self.session.device, self.row == FULL
+        settled = assemble.settle_training(
+            self.recipe, self.data.shape, len(self.data.classes), len(examples), device, full=full
+        )
         trained = train_networks(
             examples,
             len(self.data.classes),
@@ -99,6 +103,7 @@ class Shadow:
             epochs=options.epochs_full if self.row == FULL else options.epochs,
             lr=learning_rate(options.lr, examples),
             augment=assemble.training_augment(self.recipe),
+            **assemble.training_way(settled),
         )
         logits, right = [], []
         for network in trained:

@@ -1,0 +1,176 @@
+"""How work is timed, what memory it takes, and what the machine could do at best."""
+
+import ctypes
+import gc
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of doing a piece of work.
+
+    Args:
+        run: Does it once.
+        precision: In which most of it is multiplied: the rate it is held against.
+    """
+
+    run: Run
+    precision: str = "float32"
+
+
+@dataclass(frozen=True)
+class Work:
+    """A piece of work and the ways to do it; the first is what the others are compared with.
+
+    Args:
+        name: What is done.
+        ways: By name.
+        operations: Floating-point operations it needs.
+        moved: Bytes it must read and write at least once: images, what is stored, parameters.
+        note: What a reader must know of it.
+    """
+
+    name: str
+    ways: dict[str, Way]
+    operations: float = 0.0
+    moved: float = 0.0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a way of doing a piece of work took.
+
+    Args:
+        work: What was done.
+        way: How.
+        seconds: Of each repeat.
+        first: Seconds of the first time, compilation included.
+        precision: See ``Way``.
+        operations: See ``Work``.
+        moved: See ``Work``.
+        memory: Bytes held at the peak beyond what was held before; None where the system does not tell.
+        note: See ``Work``.
+    """
+
+    work: str
+    way: str
+    seconds: list[float] = field(repr=False)
+    first: float
+    precision: str
+    operations: float
+    moved: float
+    memory: int | None
+    note: str = ""
+
+    @property
+    def median(self) -> float:
+        """Median seconds."""
+        return median(self.seconds)
+
+
+def measure(work: Work, repeats: int, device: torch.device, patience: float) -> list[Measured]:
+    """Time the ways in turn, after one time each to compile and warm up, then look at their memory.
+
+    Args:
+        work: What to measure.
+        repeats: Of every way; at least three are made, fewer than ``repeats`` once ``patience`` runs out.
+        device: Where it runs.
+        patience: Seconds for all repeats.
+    """
+
+    def timed(run: Run) -> float:
+        began = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - began
+
+    first = {name: timed(way.run) for name, way in work.ways.items()}
+    if len(work.ways) > 1:
+        for way in work.ways.values():
+            timed(way.run)
+    seconds: dict[str, list[float]] = {name: [] for name in work.ways}
+    began = time.perf_counter()
+    for repeat in range(repeats):
+        if repeat >= 3 and time.perf_counter() - began > patience:
+            break
+        for name, way in work.ways.items():
+            seconds[name].append(timed(way.run))
+    memory = {name: peak_bytes(way.run, device) for name, way in work.ways.items()}
+    return [
+        Measured(
+            work.name, name, seconds[name], first[name], way.precision, work.operations, work.moved, memory[name],
+            work.note,
+        )
+        for name, way in work.ways.items()
+    ]  # fmt: skip
+
+
+def peak_bytes(run: Run, device: torch.device) -> int | None:
+    """The most memory held while a way runs, beyond what is held before: of tensors on CUDA, else of the process."""
+    gc.collect()
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    if not sys.platform.startswith("linux"):
+        return None
+    give_memory_back()
+    before = resident("VmRSS")
+    run()
+    return max(0, resident("VmHWM") - before)
+
+
+def resident(key: str) -> int:
+    """Bytes of this process: VmRSS now, VmHWM at the peak."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return 1024 * int(line.split()[1])
+
+
+def give_memory_back() -> None:
+    """Freed memory goes back to the system, at once from here on, and the peak so far is forgotten."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(-3, 65536)  # M_MMAP_THRESHOLD
+        library.malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """Operations a second of the best large matrix product seen."""
+    rates = []
+    for side in (1024, 2048, 4096):
+        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        out: Tensor = a @ b
+        for _ in range(4):
+            rates.append(2 * side**3 / _seconds(partial(torch.mm, a, b, out=out), device))
+    return max(rates)
+
+
+def copy_rate(device: torch.device) -> float:
+    """Bytes a second, read and written, of the best large copy seen."""
+    source = torch.ones(2**26, device=device)  # 256 MiB, past all caches
+    target = torch.empty_like(source)
+    target.copy_(source)
+    return max(2 * source.nbytes / _seconds(lambda: target.copy_(source), device) for _ in range(5))
+
+
+def _seconds(run: Run, device: torch.device) -> float:
+    began = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began

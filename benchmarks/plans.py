@@ -1,0 +1,109 @@
+"""What ``condensate plan`` says beforehand, held against what a run then takes."""
+
+import gc
+import time
+from statistics import median
+from typing import Any
+
+import torch
+
+from benchmarks.measure import give_memory_back, resident
+from condensate import assemble
+from condensate.evaluation import evaluate
+from condensate.experts import Parameters
+from condensate.planning import plan
+from condensate.recipe import Recipe
+from condensate.sheets import resolve
+from condensate.streams import Streams
+
+# Each with overrides that keep the check short; none of them changes what an episode or a training step takes.
+CASES: dict[str, dict[str, Any]] = {
+    "cifar10-dm-ipc1": {},
+    "cifar10-lodm-ipc10": {},
+    "cifar10-dc-ipc1": {},
+    "cifar10-lodsa-ipc1": {},
+    "cifar10-lomtt-ipc1": {"objective": {"syn_steps": 20}},
+    "cifar100-lodm-ipc50": {"compute": {"compile": "never"}},
+}
+PLANS: dict[str, dict[str, Any]] = {f"plan-{name}": {"recipe": name, **overrides} for name, overrides in CASES.items()}
+EPISODES = 4  # the first of which compiles
+
+
+class Still:
+    """Experts in memory, a step of noise apart: matching them costs what matching real ones does."""
+
+    def __init__(self, recipe: Recipe, shape: tuple[int, int, int], classes: int, epochs: int, device: torch.device):
+        streams = Streams(0, device)
+        ends = [assemble.network(recipe, shape, classes, streams("expert", end)).to(device) for end in (0, 1)]
+        self.epochs, self.ends = epochs, [{n: p.detach() for n, p in end.named_parameters()} for end in ends]
+
+    def __len__(self) -> int:
+        return 1
+
+    def parameters(self, expert: int, epoch: int) -> Parameters:
+        """A point between two initialisations."""
+        return {n: torch.lerp(p, self.ends[1][n], epoch / self.epochs / 10) for n, p in self.ends[0].items()}
+
+
+def check(name: str, device: torch.device) -> dict[str, Any]:
+    """Expected and measured seconds of an episode and of training, and bytes, on random images of the data's shape."""
+    given = dict(PLANS[name])
+    recipe = resolve(given.pop("recipe"), given)
+    expected = plan(recipe, device)
+    shape, classes = expected.shape, expected.classes
+    data = assemble.random_data(shape, device, classes, 300)
+    streams = Streams(0, device)
+    gc.collect()
+    give_memory_back()
+    before = resident("VmRSS")
+    recipe = assemble.settle_compute(recipe, shape, classes, expected.images_per_class * classes, device)
+    synthetic = assemble.start(recipe, data, streams)
+    matching = _matching(recipe, data, streams, device)
+    optimizer = torch.optim.SGD(synthetic.parameterization.parameters(), 1e-6, 0.5)
+    taken: list[float] = []
+    long = expected.condense_seconds / recipe.condense.episodes > 60
+    for number in range(1 if long else EPISODES):
+        began = time.perf_counter()
+        for _ in matching.episode(synthetic, number):
+            optimizer.step()
+            optimizer.zero_grad()
+        taken.append(time.perf_counter() - began)
+    began, epochs = time.perf_counter(), 1 if long else 10
+    augment = assemble.training_augment(recipe)
+    evaluate(synthetic, data.test.subset(torch.arange(1000)), classes, streams, repeats=1, epochs=epochs,
+             network=recipe["network"]["name"], network_options=recipe.options("network"), augment=augment)  # fmt: skip
+    trained = time.perf_counter() - began
+    episode = median(taken[1:] or taken)
+    options = recipe.evaluate
+    said = {
+        "episode_seconds": expected.condense_seconds / recipe.condense.episodes,
+        "evaluation_seconds_a_network_and_epoch": expected.evaluate_seconds / options.repeats / options.epochs,
+        "bytes": expected.memory_bytes,
+    }
+    found = {
+        "episode_seconds": episode,
+        "evaluation_seconds_a_network_and_epoch": trained / epochs,
+        "bytes": resident("VmHWM") - before if device.type == "cpu" else torch.cuda.max_memory_allocated(device),
+    }
+    note = ", ".join(f"{key}: planned {said[key]:.4g}, measured {found[key]:.4g}" for key in said)
+    return {
+        "work": name,
+        "way": "planned against measured",
+        "seconds": [],
+        "planned": said,
+        "measured": found,
+        "note": note,
+    }
+
+
+def _matching(recipe: Recipe, data: Any, streams: Streams, device: torch.device) -> Any:
+    compute = assemble.compute(recipe, device)
+    if recipe.experts is None:
+        return assemble.objective(recipe, data, compute, streams)
+    from condensate.augment import Augment
+    from condensate.objectives import TrajectoryMatching
+
+    window = recipe.options("objective")
+    experts = Still(recipe, data.shape, len(data.classes), window["max_start_epoch"] + window["expert_epochs"], device)
+    network = assemble.network(recipe, data.shape, len(data.classes), streams("network"))
+    return TrajectoryMatching(experts, network, Augment(**recipe["augment"]), streams, compute, **window)

@@ -1,0 +1,379 @@
+"""The pieces of work that are measured, each done the published way and ours."""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import published
+from benchmarks.measure import Way, Work
+from condensate import (
+    Augment,
+    Compute,
+    DistributionMatching,
+    GradientMatching,
+    ImageData,
+    LowRank,
+    Network,
+    Objective,
+    Parameterization,
+    Pixels,
+    Streams,
+    SyntheticDataset,
+    TrajectoryMatching,
+    build_network,
+    class_major,
+    fit,
+    from_arrays,
+    load,
+    load_data,
+)
+from condensate.assemble import forward_operations
+from condensate.compute import can_compile, has_bfloat16
+from condensate.training import Held, Together, mean_loss
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all pieces of work share.
+
+    Args:
+        device: Where they run.
+        data: Folder of CIFAR-10; None for random images.
+        quick: Whether networks are narrow, of width 32, and real batches of 64 a class, so that all ends in minutes.
+    """
+
+    device: torch.device
+    data: str | None = None
+    quick: bool = False
+
+    @property
+    def width(self) -> int:
+        """Of the networks."""
+        return 32 if self.quick else 128
+
+    @property
+    def batch_real(self) -> int:
+        """Real images a class."""
+        return 64 if self.quick else 256
+
+    def streams(self) -> Streams:
+        """Source of our draws."""
+        return Streams(0, self.device)
+
+    def network(self, data: ImageData) -> Network:
+        """The ConvNet for images of this size, as deep as the papers have it."""
+        depth = {32: 3, 64: 4, 128: 5}[data.shape[1]]
+        made = build_network(
+            "convnet", data.shape, len(data.classes), self.streams()("net"), width=self.width, depth=depth
+        )
+        return made.to(self.device)
+
+    def images(self, shape: Shape, classes: int) -> ImageData:
+        """Real images of CIFAR-10 where they are at hand and wanted, else random ones."""
+        if self.data and (shape, classes) == ((3, 32, 32), 10):
+            return load_data("cifar10", path=self.data).to(self.device)
+        each = max(self.batch_real, 2)
+        images = torch.randint(0, 256, (classes * each, *shape), dtype=torch.uint8, generator=Streams(0)("images"))
+        labels = class_major(classes, each)
+        return from_arrays(images, labels, images[:classes], labels[::each]).to(self.device)
+
+    def computes(self, low: bool = True) -> dict[str, Compute]:
+        """Our ways: compiled where that is possible, also with bfloat16 for what needs no gradient to the pixels."""
+        compiled = can_compile(self.device)
+        said = "" if compiled else ", eager"
+        ways = {f"ours, float32{said}": Compute(compiled)}
+        if low and has_bfloat16(self.device):
+            ways[f"ours, bfloat16{said}"] = Compute(compiled, torch.bfloat16)
+        return ways
+
+
+def synthetic(bench: Bench, stored: Parameterization, classes: int, step_size: float | None = None) -> SyntheticDataset:
+    """A set started from the published noise."""
+    stored = stored.to(bench.device)
+    stored.reset_(bench.streams()("start"))
+    labels = class_major(classes, len(stored) // classes).to(bench.device)
+    made = SyntheticDataset(stored, labels, step_size=step_size)
+    return made.to(bench.device)
+
+
+def episode(matching: Objective, made: SyntheticDataset, lr: float = 1.0) -> Callable[[], object]:
+    """An episode and its update."""
+    optimizer = torch.optim.SGD(made.parameterization.parameters(), lr, 0.5)
+
+    def run() -> None:
+        for _ in matching.episode(made, 1):
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return run
+
+
+def by_class(data: ImageData) -> list[Tensor]:
+    """Normalised real images of every class, held as the released programs hold them."""
+    return [data.train.images((data.train.labels == label).nonzero().flatten()) for label in range(len(data.classes))]
+
+
+def of_class(made: SyntheticDataset, classes: int) -> Callable[[int], Tensor]:
+    """Synthetic images of a class, with graph."""
+    places = torch.arange(len(made), device=made.labels.device).view(classes, -1)
+    return lambda label: made.images(places[label])
+
+
+def precision(name: str) -> str:
+    """The rate a way of ours is held against."""
+    return "bfloat16" if "bfloat16" in name else "float32"
+
+
+def dm(bench: Bench, shape: Shape, classes: int, ipc: int) -> Work:
+    """A whole episode of DM over pixels."""
+    data = bench.images(shape, classes)
+    each = forward_operations(bench.network(data), shape)
+    plain = synthetic(bench, Pixels(classes * ipc, shape), classes)
+    optimizer = torch.optim.SGD(plain.parameterization.parameters(), 1.0, 0.5)
+    theirs = partial(
+        published.dm_episode, lambda: bench.network(data), by_class(data), of_class(plain, classes), optimizer,
+        Streams(0)("published"), bench.batch_real,
+    )  # fmt: skip
+    ways = {"published": Way(theirs)}
+    for name, compute in bench.computes().items():
+        matching = DistributionMatching(
+            data.train, bench.network(data), Augment(), bench.streams(), compute, batch_real=bench.batch_real
+        )
+        ways[name] = Way(episode(matching, synthetic(bench, Pixels(classes * ipc, shape), classes)), precision(name))
+    real, made = classes * bench.batch_real, classes * ipc
+    return Work(
+        f"DM step, {_named(shape, classes)}, IPC {ipc}", ways, (real + 3 * made) * each, _moved(data, real, made)
+    )
+
+
+def features(bench: Bench) -> Work:
+    """The features of the real images of a DM episode alone, augmentation included."""
+    data = bench.images((3, 32, 32), 10)
+    each, count = forward_operations(bench.network(data), data.shape), bench.batch_real
+    network, generator = bench.network(data).requires_grad_(False), Streams(0)("published")
+    images = data.train.images(torch.arange(10 * count, device=bench.device))
+
+    def plain() -> None:
+        for label in range(10):
+            op = published.OPS[int(torch.randint(6, (), generator=generator))]
+            network.features(published.siamese(op, generator)(images[label * count : (label + 1) * count])).mean(0)
+
+    ways = {"published": Way(plain)}
+    for name, compute in bench.computes().items():
+        matching = DistributionMatching(
+            data.train, bench.network(data), Augment(), bench.streams(), compute, batch_real=count
+        )
+        drawn = matching.augment.draw(bench.streams()("a"), 10, (32, 32))
+        ways[name] = Way(partial(matching._real_means, drawn, 0), precision(name))
+    return Work("real features, CIFAR-10", ways, 10 * count * each, _moved(data, 10 * count, 0))
+
+
+def dc(bench: Bench, ipc: int, augmented: bool) -> Work:
+    """A fresh network matched once by DC or DSA over pixels, and its update."""
+    data = bench.images((3, 32, 32), 10)
+    each = forward_operations(bench.network(data), data.shape)
+    plain = synthetic(bench, Pixels(10 * ipc, data.shape), 10)
+    optimizer = torch.optim.SGD(plain.parameterization.parameters(), 0.1, 0.5)
+    theirs = partial(
+        published.dc_episode, lambda: bench.network(data), by_class(data), of_class(plain, 10), optimizer,
+        Streams(0)("published"), bench.batch_real, augmented,
+    )  # fmt: skip
+    ways = {"published": Way(theirs)}
+    for name, compute in bench.computes().items():
+        matching = GradientMatching(
+            data.train, bench.network(data), Augment() if augmented else Augment([]), bench.streams(), compute,
+            siamese=augmented, batch_real=bench.batch_real,
+        )  # fmt: skip
+        ways[name] = Way(episode(matching, synthetic(bench, Pixels(10 * ipc, data.shape), 10)), precision(name))
+    real, made = 10 * bench.batch_real, 10 * ipc
+    named = f"{'DSA' if augmented else 'DC'} matching step, CIFAR-10, IPC {ipc}"
+    return Work(named, ways, (3 * real + 7 * made) * each, _moved(data, real, made))
+
+
+class Straight:
+    """Experts that went a straight way from one initialisation to another: their cost is that of any."""
+
+    epochs = 2
+
+    def __init__(self, bench: Bench, data: ImageData) -> None:
+        networks = [bench.network(data) for _ in range(2)]
+        for end, network in enumerate(networks):
+            network.reset_(bench.streams()("expert", end))
+        self.ends = [{n: p.detach().clone() for n, p in network.named_parameters()} for network in networks]
+
+    def __len__(self) -> int:
+        return 1
+
+    def parameters(self, expert: int, epoch: int) -> dict[str, Tensor]:
+        """A point of the way."""
+        return {n: torch.lerp(p, self.ends[1][n], 0.1 * epoch) for n, p in self.ends[0].items()}
+
+
+def mtt(bench: Bench, ipc: int, steps: int, batch: int | None = None) -> Work:
+    """An iteration of LoMTT, rank 2, eight images in the storage of one."""
+    shape, images = (3, 32, 32), 80 * ipc
+    data = bench.images(shape, 10)
+    each, experts = forward_operations(bench.network(data), shape), Straight(bench, data)
+
+    def made() -> SyntheticDataset:
+        return synthetic(bench, LowRank(images, shape, rank=2), 10, step_size=0.01)
+
+    def ours(compute: Compute) -> Way:
+        matching = TrajectoryMatching(
+            experts, bench.network(data), Augment(), bench.streams(), compute,
+            syn_steps=steps, max_start_epoch=1, batch_syn=batch,
+        )  # fmt: skip
+        return Way(episode(matching, made(), 1e-3))
+
+    plain, network = made(), bench.network(data)
+    assert plain.step_size is not None
+    first, last = (experts.parameters(0, epoch) for epoch in (0, 2))
+    optimizer = torch.optim.SGD([*plain.parameterization.parameters(), plain.step_size], 1e-3, 0.5)
+    theirs = partial(
+        published.mtt_episode, network, first, last, plain.images, plain.labels, plain.step_size, optimizer,
+        Streams(0)("published"), steps, batch,
+    )  # fmt: skip
+    ways = {"published": Way(theirs)}
+    ways |= {name: ours(compute) for name, compute in bench.computes(low=False).items()}
+    ways["ours, not compiled"] = ours(Compute())
+    moved = 2.0 * steps * sum(p.numel() * 4 for p in network.parameters())
+    named = f"MTT iteration, CIFAR-10, IPC {ipc}, {steps} steps of {batch or images} of {images} images"
+    return Work(named, ways, 12 * steps * (batch or images) * each, moved)
+
+
+def evaluation(bench: Bench, networks: int, epochs: int) -> Work:
+    """Networks trained from scratch on 80 images."""
+    data = bench.images((3, 32, 32), 10)
+    each = forward_operations(bench.network(data), data.shape)
+    images = torch.randn(80, *data.shape, generator=Streams(0)("set")).to(bench.device)
+    labels = class_major(10, 8).to(bench.device)
+    held, streams, generator = Held(images, labels), bench.streams(), Streams(0)("published")
+
+    def plain() -> None:
+        for _ in range(networks):
+            published.train(bench.network(data), images, labels, epochs, generator)
+
+    def one_by_one(compute: Compute) -> Way:
+        network = bench.network(data).to(memory_format=compute.memory_format)  # type: ignore[call-overload]
+        loss = mean_loss(network, compute)
+
+        def run() -> None:
+            for number in range(networks):
+                own = streams("evaluate", number)
+                network.reset_(own)
+                fit(network, held, epochs=epochs, generator=own, augment=Augment(), loss=loss)
+
+        return Way(run, "bfloat16" if compute.precision == torch.bfloat16 else "float32")
+
+    def together(compute: Compute) -> Way:
+        stack = Together([bench.network(data) for _ in range(networks)])
+        loss = mean_loss(stack, compute)
+        own = [streams("evaluate", number) for number in range(networks)]
+        return Way(lambda: fit(stack, held, epochs=epochs, generator=own, augment=Augment(), loss=loss))
+
+    ways = {"published": Way(plain), "ours, float32, not compiled": one_by_one(Compute())}
+    ways |= {name: one_by_one(compute) for name, compute in bench.computes().items() if compute.compiled}
+    ways["ours, all together, not compiled"] = together(Compute())
+    if bench.device.type == "cuda":
+        ways["ours, all together, compiled"] = together(Compute(compiled=True))
+    moved = 80.0 * 4 * images[0].numel() * networks * epochs
+    named = f"{networks} networks on 80 images, {epochs} epochs each"
+    return Work(named, ways, 3.0 * 80 * networks * epochs * each, moved)
+
+
+def experts(bench: Bench, count: int) -> Work:
+    """An epoch of an expert on some thousand real images; a whole one has 50,000."""
+    data = bench.images((3, 32, 32), 10)
+    index = torch.arange(min(count, len(data.train)), device=bench.device)
+    part = data.train.subset(index)
+    images, generator = part.images(), Streams(0)("published")
+    each = forward_operations(bench.network(data), data.shape)
+    settings: dict[str, Any] = {"lr": 0.01, "momentum": 0.0, "weight_decay": 0.0}
+    ways = {
+        "published": Way(lambda: published.train(bench.network(data), images, part.labels, 1, generator, **settings))
+    }
+    for name, compute in bench.computes(low=False).items():
+        network = bench.network(data).to(memory_format=compute.memory_format)  # type: ignore[call-overload]
+        ways[name] = Way(
+            partial(
+                fit,
+                network,
+                part,
+                epochs=1,
+                generator=bench.streams()("expert"),
+                augment=Augment(),
+                loss=mean_loss(network, compute),
+                **settings,
+            )
+        )
+    return Work(f"expert, an epoch of {len(part)} images", ways, 3.0 * len(part) * each, float(images.nbytes))
+
+
+def artefact(bench: Bench, ipc: int) -> Work:
+    """A saved set read and decoded: all images as the released programs save them, and the factors of as many."""
+    shape, folder = (3, 32, 32), Path(tempfile.mkdtemp())
+    made = synthetic(bench, LowRank(80 * ipc, shape, rank=2), 10)
+    made.save(folder / "set.safetensors")
+    torch.save([made.images().detach().cpu(), made.labels.cpu()], folder / "set.pt")
+
+    def theirs() -> Tensor:
+        images: Tensor = torch.load(folder / "set.pt", weights_only=True)[0]
+        return images.to(bench.device)
+
+    ways = {"published": Way(theirs), "ours": Way(lambda: load(folder / "set.safetensors").to(bench.device).images())}
+    stored = (folder / "set.safetensors").stat().st_size
+    named = f"set of {80 * ipc} images read and decoded"
+    note = f"on disk {(folder / 'set.pt').stat().st_size} bytes as published, {stored} ours"
+    return Work(named, ways, moved=stored + 4.0 * 80 * ipc * 3072, note=note)
+
+
+def first_episode(bench: Bench) -> Work:
+    """From the start of the program to where its first episode begins, on CIFAR-10; the decoded cache is warm."""
+    if not bench.data:
+        return Work("start to first episode", {}, note="needs --data")
+
+    def program(way: str) -> Way:
+        command = [sys.executable, "-m", "benchmarks.first", way, str(bench.data), str(bench.device)]
+        return Way(partial(subprocess.run, command, check=True))
+
+    return Work("start to first episode, CIFAR-10", {way: program(way) for way in ("published", "ours")})
+
+
+def _named(shape: Shape, classes: int) -> str:
+    return {(32, 10): "CIFAR-10", (32, 100): "CIFAR-100"}.get((shape[1], classes), f"{shape[1]}x{shape[2]}")
+
+
+def _moved(data: ImageData, real: int, made: int) -> float:
+    """Bytes read and written at least once: real images as bytes, synthetic ones with gradient and momentum."""
+    pixels = torch.Size(data.shape).numel()
+    return float(real * pixels + 5 * 4 * made * pixels)
+
+
+WORKS: dict[str, Callable[[Bench], Work]] = {
+    "features": features,
+    **{f"dm-ipc{ipc}": partial(dm, shape=(3, 32, 32), classes=10, ipc=ipc) for ipc in (1, 10, 50)},
+    **{f"dc-ipc{ipc}": partial(dc, ipc=ipc, augmented=False) for ipc in (1, 10, 50)},
+    **{f"dsa-ipc{ipc}": partial(dc, ipc=ipc, augmented=True) for ipc in (1, 10, 50)},
+    "mtt-ipc1": partial(mtt, ipc=1, steps=10),
+    "mtt-ipc10": partial(mtt, ipc=10, steps=10, batch=80),
+    "mtt-ipc50": partial(mtt, ipc=50, steps=10, batch=80),
+    "mtt-50-steps": partial(mtt, ipc=1, steps=50),
+    "dm-cifar100": partial(dm, shape=(3, 32, 32), classes=100, ipc=1),
+    "dm-64": partial(dm, shape=(3, 64, 64), classes=10, ipc=1),
+    "dm-128": partial(dm, shape=(3, 128, 128), classes=10, ipc=1),
+    "evaluation": partial(evaluation, networks=20, epochs=2),
+    "experts": partial(experts, count=5120),
+    "start": first_episode,
+    "artefact": partial(artefact, ipc=50),
+}
+QUICK = ("dm-ipc1", "evaluation", "start", "artefact")
