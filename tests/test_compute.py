@@ -122,3 +122,12 @@ def test_memory_format__is_channels_last_for_compiled_programs_only():
 def test_defaults__are_eager_float32():
     assert Compute() == Compute(False, torch.float32, 64)
     assert ComputeOptions() == ComputeOptions("auto", "auto", 64)
+
+
+def test_why__says_what_auto_decides(machine: Any):
+    machine(("g++",))
+    assert "too short" in (ComputeOptions().why(CPU, 0.5 * WORTH_COMPILING) or "")
+    assert (ComputeOptions().why(CPU, WORTH_COMPILING) or "").startswith("compiled")
+    machine(())
+    assert "install g++" in (ComputeOptions().why(CPU, WORTH_COMPILING) or "")
+    assert ComputeOptions(compile="never").why(CPU, WORTH_COMPILING) is None

@@ -32,7 +32,7 @@ from condensate.sheets import resolve, shipped
 from condensate.starts import STARTS
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset, class_major
-from condensate.training import Augmentation, fit
+from condensate.training import Augmentation, fit, mean_loss
 
 # What a comparison row changes of its recipe; with no episode, a start from real images is a baseline.
 BASELINES: dict[str, dict[str, Any]] = {
@@ -226,10 +226,15 @@ def make_experts(
     device = data.train.raw.device
     streams, augment = Streams(options.seed, device), Augment(**recipe["augment"])
     trained = network(recipe, data.shape, outputs or len(data.classes), streams("network"))
+    passes = len(store.missing()) * store.epochs * len(data.train)
+    asked = ComputeOptions(recipe["compute"]["compile"], "float32")
+    compute = asked.resolve(device, 3 * passes * forward_operations(deepcopy(trained), data.shape))
+    trained.to(memory_format=compute.memory_format)  # type: ignore[call-overload]
+    loss = mean_loss(trained, compute)
 
     def train(number: int) -> list[Parameters]:
         try:
-            return trajectory(trained, data.train, streams, number, store.epochs, augment, options)
+            return trajectory(trained, data.train, streams, number, store.epochs, augment, options, loss)
         except UserError as error:
             smaller = f"as in --experts.lr {options.lr / 10:g}"
             raise UserError(f"an expert diverged at experts.lr {options.lr:g}; try a smaller one, {smaller}") from error

@@ -216,6 +216,7 @@ def trajectory(
     epochs: int,
     augment: Augment,
     options: ExpertOptions,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> list[Parameters]:
     """Train one expert: its parameters at the start and after every epoch, copies on the CPU.
 
@@ -227,11 +228,13 @@ def trajectory(
         epochs: How long it is trained. A longer training begins with the same epochs.
         augment: One operator a batch, its parameters per image.
         options: Learning rate and the like.
+        loss: The network's, as a program; see ``fit``.
     """
     held = PRECISIONS[options.precision]
 
     def snapshot() -> Parameters:
-        return {name: value.detach().to("cpu", held, copy=True) for name, value in network.named_parameters()}
+        taken = {name: value.detach().to("cpu", held, copy=True) for name, value in network.named_parameters()}
+        return {name: value.contiguous() for name, value in taken.items()}
 
     network.reset_(streams("expert", number))
     snapshots = [snapshot()]
@@ -247,6 +250,7 @@ def trajectory(
         drop=False,
         augment=augment if augment.ops else None,
         after_epoch=lambda epoch: snapshots.append(snapshot()),
+        loss=loss,
     )
     return snapshots
 

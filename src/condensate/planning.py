@@ -16,6 +16,7 @@ from condensate.atomic import replacing
 from condensate.compute import PRECISIONS
 from condensate.data import KNOWN, ImageData
 from condensate.data.cache import folder as cache_folder
+from condensate.evaluation import HELD_BYTES
 from condensate.networks import NETWORKS
 from condensate.objectives import OBJECTIVES
 from condensate.objectives.trajectory import last_epoch
@@ -25,6 +26,11 @@ from condensate.streams import Streams
 from condensate.whitening import check_size, side_bytes
 
 PATIENCE = 0.8  # seconds a measurement goes on for
+COMPILED_GAIN = 1.7  # how much faster than eager ones compiled programs are, about: python -m benchmarks
+SCRATCH_BYTES = 100 * 2**20  # what libraries take once they are used, whatever the work
+COMPILER_BYTES = 64 * 2**20  # what torch.compile keeps of the programs it has made
+SCORED = 10_000  # images that score, as most data sets have
+SCORED_AT_ONCE = 512  # images, see ``training.accuracy``
 
 
 @dataclass(frozen=True)
@@ -85,12 +91,12 @@ class ExpertPlan:
 
 @dataclass(frozen=True)
 class Rates:
-    """Images a second through a network on this machine, eager.
+    """Images a second through a network on this machine, as the run does it.
 
     Args:
         features: Without gradient, in the precision of the recipe.
         gradients: Forward and back to the pixels, float32.
-        training: Through a training step, float32.
+        training: Through a training step, float32, eager.
     """
 
     features: float
@@ -135,14 +141,11 @@ def _plan(recipe: Recipe, device: torch.device) -> Plan:
     work = OBJECTIVES[recipe["objective"]["name"]].planned(classes, images, **recipe.options("objective"))
     labels = images * classes if recipe.condense.lr_labels else 0
     labels += 1 if recipe.experts is not None else 0  # the step size
-    batch = min(256, images)
-    rates = _rates(settled, shape, classes, batch, device)
+    rates = _rates(settled, shape, classes, min(256, images), device)
     options, evaluated = recipe.condense, recipe.evaluate
     trained = _evaluated_work(recipe, shape, classes) * evaluated.repeats * evaluated.epochs * images
-    chunk = recipe["compute"]["chunk"]
-    per_image = _activations(recipe, shape, classes)
-    # matching or training hold all layers of their images, scoring (512 at once) about two of them
-    activations = max(per_image * max(min(chunk, images), batch), 512 * per_image // 4)
+    if assemble.settle_training(recipe, shape, classes, images, device).evaluate.compile == "always":
+        trained /= COMPILED_GAIN
     experts = _experts(recipe, shape, classes, data, rates)
     if experts is not None:  # the student's parameters after every step
         held += recipe["objective"]["syn_steps"] * 4 * _parameters(recipe, shape, classes)
@@ -156,8 +159,8 @@ def _plan(recipe: Recipe, device: torch.device) -> Plan:
         settled["compute"]["compile"] == "always",
         settled["compute"]["precision"],
         options.episodes * (work.features / rates.features + work.gradients / rates.gradients),
-        trained / rates.training,
-        held + 3 * cost.bits // 8 + activations + 2 * side,
+        trained / rates.training + evaluated.repeats * SCORED / rates.features,
+        held + 3 * cost.bits // 8 + _peak(settled, shape, classes, images) + 2 * side,
         side,
         experts,
     )
@@ -216,16 +219,18 @@ def _rates(recipe: Recipe, shape: Shape, classes: int, batch: int, device: torch
 
 
 def _measure(recipe: Recipe, shape: Shape, classes: int, batch: int, device: torch.device) -> Rates:
-    compute = assemble.compute(recipe.with_values(compute={"compile": "never"}), device)
+    """Rates of eager programs, in those of compiled ones where the run compiles."""
+    compute = assemble.compute(recipe, device)
     net = assemble.network(recipe, shape, classes, Streams(0, device)("rates"))
-    low = assemble.network(recipe, shape, classes, Streams(0, device)("rates")).to(compute.precision)
-    images = torch.zeros(compute.chunk, *shape, device=device).contiguous(memory_format=torch.channels_last)
+    precision = torch.float32 if compute.compiled else compute.precision
+    low = assemble.network(recipe, shape, classes, Streams(0, device)("rates")).to(precision)
+    images = torch.zeros(compute.chunk, *shape, device=device)
     few = torch.zeros(batch, *shape, device=device)
     labels = torch.zeros(batch, dtype=torch.int64, device=device)
 
     def features() -> None:
         with torch.no_grad():
-            low.features(images.to(compute.precision))
+            low.features(images.to(precision))
 
     def gradients() -> None:
         seen = images.clone().requires_grad_()
@@ -240,14 +245,24 @@ def _measure(recipe: Recipe, shape: Shape, classes: int, batch: int, device: tor
         optimizer.step()
         optimizer.zero_grad()
 
+    gain, low_gain = 1.0, 1.0
+    if compute.compiled:
+        gain = COMPILED_GAIN
+        low_gain = gain * _product_rate(compute.precision, device) / _product_rate(torch.float32, device)
     return Rates(
-        compute.chunk / _seconds(features, device),
-        compute.chunk / _seconds(gradients, device),
+        low_gain * compute.chunk / _seconds(features, device),
+        gain * compute.chunk / _seconds(gradients, device),
         batch / _seconds(training, device),
     )
 
 
-def _seconds(work: Callable[[], None], device: torch.device) -> float:
+def _product_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """Matrix products a second, of one size."""
+    a, b = (torch.ones(1024, 1024, device=device, dtype=dtype) for _ in range(2))
+    return 1 / _seconds(lambda: a @ b, device)
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
     """Median seconds of a piece of work."""
     work()
     taken: list[float] = []
@@ -261,17 +276,46 @@ def _seconds(work: Callable[[], None], device: torch.device) -> float:
     return sorted(taken)[len(taken) // 2]
 
 
+def _peak(recipe: Recipe, shape: Shape, classes: int, images: int) -> int:
+    """Bytes at the peak of condensing, training or scoring, whichever is most, beside what lasts all along.
+
+    Of an image, training holds the outputs of all layers on the way, gradients with the way back once more where the
+    program may be differentiated again, and twice that under a gradient of gradients. Eager programs were measured to
+    hold so much (``python -m benchmarks --only plan-...``), compiled ones about half.
+    """
+    largest, all_layers, whole = _outputs(recipe, shape, classes)
+    chunk, pixels = recipe["compute"]["chunk"], 4 * torch.Size(shape).numel()
+    half = PRECISIONS[recipe["compute"]["precision"]].itemsize / 4
+    matching = OBJECTIVES[recipe["objective"]["name"]]
+    each = images // classes
+    if whole:  # batch statistics are of whole batches
+        chunk = max(images, classes * recipe["objective"].get("batch_real", 0))
+    if matching.matches_experts:
+        batch = recipe["objective"]["batch_syn"] or images
+        pieces = -(-batch // chunk)
+        matched = 4.0 * all_layers * -(-batch // pieces) + 3 * images * pixels
+    elif recipe["objective"]["name"] == "dc":
+        matched = max(2 * half * all_layers * chunk, 4.0 * all_layers * min(chunk, each))
+    else:
+        matched = max(2 * half * largest * chunk, 1.0 * all_layers * min(chunk, images))
+    lasting = SCRATCH_BYTES
+    if recipe["compute"]["compile"] == "always":
+        matched, lasting = matched / 2, SCRATCH_BYTES + COMPILER_BYTES
+    held = images * pixels if images * pixels <= HELD_BYTES else 0
+    return int(lasting + max(matched, held + all_layers * min(256, images), held + 2 * largest * SCORED_AT_ONCE))
+
+
 @torch.no_grad()
-def _activations(recipe: Recipe, shape: Shape, classes: int) -> int:
-    """Bytes of all layers' outputs for one image, twice: forward and the gradients on the way back."""
+def _outputs(recipe: Recipe, shape: Shape, classes: int) -> tuple[int, int, bool]:
+    """Bytes of the largest layer's output for one image, of all layers', and whether it takes whole batches."""
     net = assemble.network(recipe, shape, classes, Streams(0)("count"))
     counted: list[int] = []
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        counted.append(output[0].numel())
+        counted.append(4 * output[0].numel())
 
     for module in net.modules():
         if not list(module.children()) and not isinstance(module, nn.Identity):
             module.register_forward_hook(count)
     net(torch.zeros(2, *shape))
-    return 2 * 4 * sum(counted)
+    return max(counted), sum(counted), net.batch_statistics

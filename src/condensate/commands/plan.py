@@ -35,7 +35,7 @@ def _plan(options: argparse.Namespace, keys: Values) -> None:
     ]
     show_table(f"{recipe.name}, the main row", ["", "expected"], rows)
     if expected.compiled:
-        print("Times are from eager rates of this machine; compiled episodes take about half to two thirds of that.")
+        print("Times are within a factor of two, from eager rates of this machine; compiling takes a minute more.")
 
 
 def _expert_rows(experts: ExpertPlan | None) -> list[list[str]]:
