@@ -9,6 +9,7 @@ import torch
 
 from condensate.errors import UserError
 from condensate.networks import Network, build
+from condensate.ranks import ALONE, Ranks
 from condensate.streams import Streams
 from condensate.training import Augmentation, Examples, Held, accuracy, fit
 
@@ -98,6 +99,7 @@ def evaluate(
     augment: Augmentation | None = None,
     done: Sequence[float] = (),
     after: Callable[[Sequence[float]], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Score:
     """Train ``repeats`` fresh networks on ``examples`` and score each once, after its last epoch, on ``test``.
 
@@ -113,24 +115,43 @@ def evaluate(
         lr: Learning rate of the first half.
         augment: Augmentation while training.
         done: Accuracies of the first networks, scored before, to go on after them.
-        after: Called with the accuracies so far after each network.
+        after: Called with the accuracies so far after each network, or round of a network a process.
+        ranks: Processes that deal the networks out, all of which are told every accuracy.
     """
+
+    def scored(start: int, stop: int) -> Iterator[float]:
+        trained = train_networks(
+            examples,
+            classes,
+            streams,
+            network=network,
+            network_options=network_options,
+            repeats=stop,
+            epochs=epochs,
+            lr=lr,
+            augment=augment,
+            start=start,
+        )
+        for each in trained:
+            yield accuracy(each, test)
+
     accuracies = list(done[:repeats])
-    trained = train_networks(
-        examples,
-        classes,
-        streams,
-        network=network,
-        network_options=network_options,
-        repeats=repeats,
-        epochs=epochs,
-        lr=lr,
-        augment=augment,
-        start=len(accuracies),
-    )
-    for each in trained:
-        accuracies.append(accuracy(each, test))
+    for found in _rounds(scored, len(accuracies), repeats, ranks):
+        accuracies += found
         if after:
             after(accuracies)
     ops = tuple(augment.ops) if augment else ()
     return Score(network, epochs, ops, tuple(accuracies), augment.name if augment and ops else None)
+
+
+def _rounds(
+    scored: Callable[[int, int], Iterator[float]], start: int, stop: int, ranks: Ranks
+) -> Iterator[Sequence[float]]:
+    """What ``scored`` says of the numbers from ``start`` to below ``stop``, in order, as it comes in."""
+    if ranks.world == 1:
+        for found in scored(start, stop):
+            yield [found]
+        return
+    for first in range(start, stop, ranks.world):
+        own = min(first + ranks.rank, stop)
+        yield [found for each in ranks.gather(list(scored(own, min(own + 1, stop)))) for found in each]

@@ -38,8 +38,8 @@ class Row:
 
     def run(self) -> Values:
         """The row's result, from its file if it is there."""
-        file, artefact = self.folder / "result.json", self.condensation.artefact
-        if file.is_file():
+        file, artefact, ranks = self.folder / "result.json", self.condensation.artefact, self.session.ranks
+        if ranks.once(file.is_file):
             return dict(read_json(file))
         self.condensation.begin()
         examples: Examples
@@ -49,17 +49,30 @@ class Row:
             examples = self.condensation.run()
             kept = stored(examples, artefact)
         scores = self.evaluate(examples)
-        result = self.result(scores, kept, artefact)
-        write_json(file, result)
-        self.condensation.tidy()
-        return result
+
+        def finish() -> Values:
+            result = self.result(scores, kept, artefact)
+            write_json(file, result)
+            self.condensation.tidy()
+            return result
+
+        return ranks.once(finish)
 
     def evaluate(self, examples: Examples) -> list[Score]:
         """Scores of all the recipe's networks, those already scored from the file of the last session."""
         title, full = f"{self.name}: evaluate", self.name == FULL
-        display, done = self.session.display, self.kept()
+        ranks = self.session.ranks
         return score(
-            self.recipe, examples, self.data, self.streams, display, title=title, full=full, done=done, keep=self.keep
+            self.recipe,
+            examples,
+            self.data,
+            self.streams,
+            self.session.display,
+            title=title,
+            full=full,
+            done=ranks.once(self.kept),
+            keep=self.keep if ranks.first else None,
+            ranks=ranks,
         )
 
     def kept(self) -> dict[str, list[float]]:
@@ -83,7 +96,7 @@ class Row:
             "seed": recipe["seed"],
             "fraction": fraction(recipe),
             "smoke": self.session.smoke,
-            **environment(self.session.device),
+            **environment(self.session.device, self.session.ranks.world),
             **self.condensation.clock.spent(),
             "peak_bytes": peak_bytes(self.session.device),
             "budget": recipe["budget"],
