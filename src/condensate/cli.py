@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -46,21 +47,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = note if ranks.first else _nothing
             _execute(given[0], given[1:], ranks)
     except UserError as error:
-        ranks.tell(f"condensate: {' '.join(str(error).split())}")
+        _tell(ranks, " ".join(str(error).split()))
         return 2
     except OSError as error:
         if isinstance(error, BrokenPipeError):  # the reader of a pipe has gone
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         if isinstance(error, ConnectionAbortedError):
-            ranks.tell(f"condensate: {error}")
+            _tell(ranks, str(error))
             return 1
-        ranks.tell(f"condensate: cannot use {error.filename or 'a file'}: {error.strerror or error}")
+        _tell(ranks, f"cannot use {error.filename or 'a file'}: {error.strerror or error}")
         return 2
     except KeyboardInterrupt:
         print("condensate: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _tell(ranks: Ranks, why: str) -> None:
+    """Say why the program ends. Where all processes end alike, torchrun is not to end those that are not the first."""
+    if ranks.tell(f"condensate: {why}") and ranks.world > 1:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _nothing(*_: Any, **__: Any) -> None:

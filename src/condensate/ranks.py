@@ -1,7 +1,6 @@
 """The processes of one run: which of them this is, what falls to it, and what they tell each other."""
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -140,8 +139,8 @@ class Ranks:
         found: T = told[0]
         return found
 
-    def tell(self, line: str, grace: float = 2.0) -> None:
-        """Say on standard error why this process ends, unless another has said the same.
+    def tell(self, line: str, grace: float = 2.0) -> bool:
+        """Say on standard error why this process ends, unless another has said the same; whether all have come to it.
 
         Args:
             line: What to say.
@@ -149,7 +148,7 @@ class Ranks:
         """
         if self.world == 1:
             print(line, file=sys.stderr)
-            return
+            return True
         key, until = f"said {sha256(line.encode()).hexdigest()}", time.monotonic() + grace
         try:
             count = self.store.add(key, 1)
@@ -158,10 +157,10 @@ class Ranks:
             while count < self.world and time.monotonic() < until:
                 time.sleep(0.02)
                 count = self.store.add(key, 0)
-            if count == self.world:  # torchrun ends the others when the first has ended, but they end by themselves
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            return bool(count == self.world)
         except RuntimeError:  # the place where they met is gone
             print(line, file=sys.stderr, flush=True)
+            return False
 
     def _in_place(self, tensors: Sequence[Tensor], exchange: Callable[[Tensor], object]) -> None:
         """Exchange the values of ``tensors`` through one flat tensor a type."""
