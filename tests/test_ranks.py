@@ -250,8 +250,7 @@ def hangs(folder: Path) -> None:
 
 def work(folder: Path) -> None:
     """What one of the processes does."""
-    ranks = Ranks.of_torchrun()
-    with ranks.joined(60.0):
+    with Ranks.of_torchrun().joined(60.0) as ranks:
         found = {}
         for name, case in CASES.items():
             found |= {f"{name}: {key}": value for key, value in case(ranks, folder).items()}
@@ -261,8 +260,8 @@ def work(folder: Path) -> None:
     (folder / f"began {ranks.rank}").write_text(str(time.time()))
     last = raises if ranks.world == 2 else partial(hangs, folder)
     try:
-        with again.joined(4.0):
-            condense(start("pixels", "dm"), Fails(again, last), episodes=2, lr=0.1, ranks=again)
+        with again.joined(4.0) as ranks:
+            condense(start("pixels", "dm"), Fails(ranks, last), episodes=2, lr=0.1, ranks=ranks)
     except ConnectionAbortedError as error:
         (folder / f"lost {ranks.rank}").write_text(str(error))
         raise

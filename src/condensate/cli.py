@@ -87,12 +87,12 @@ def _execute(name: str, given: list[str], ranks: Ranks) -> None:
             named = next((token for token in own if token in shipped()), DEFAULT_RECIPE)
             print(f"recipe keys, with the values of {named}:\n\n{describe_keys(complete(named, find(named)[1]))}")
         return
-    options = parser.parse_args(own, argparse.Namespace(ranks=ranks))
+    options = parser.parse_args(own)
     if ranks.world > 1 and command.alone:
         raise UserError(f"condensate {name} is not for several processes: {command.alone}")
     if getattr(options, "threads", None):
         torch.set_num_threads(options.threads)
-    with ranks.joined(getattr(options, "timeout", TIMEOUT)):
+    with ranks.joined(getattr(options, "timeout", TIMEOUT)) as options.ranks:
         command.execute(options, keys)
 
 

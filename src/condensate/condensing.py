@@ -224,8 +224,8 @@ class Condensation:
         if world > parts:
             more = f"; --objective.experts_per_step {world} would use all" if matching.matches_experts else ""
             self.session.display.say(
-                f"{self.title}: an episode falls into {parts} parts, so that {world - parts} of {world} processes wait "
-                f"while the set is condensed{more}"
+                f"{self.title}: {parts} of {world} processes have a part in an episode, the others wait while the set "
+                f"is condensed{more}"
             )
 
     def make_experts(self, recipe: Recipe) -> Recipe:

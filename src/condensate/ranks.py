@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from hashlib import sha256
 from typing import Any, TypeVar
@@ -17,7 +17,10 @@ from condensate.errors import UserError
 
 T = TypeVar("T")
 
-TIMEOUT = 1800.0  # seconds; only for what dies without a word, for a process that ends takes the others with it at once
+# Seconds, for what hangs or is cut off: a process that ends takes the others with it at once.
+TIMEOUT = 1800.0
+# What is gathered may take one process as long as it takes to train a network, while another has none to train.
+PATIENCE = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -26,19 +29,24 @@ class Ranks:
 
     Every process holds the same synthetic set and draws from the same streams. Work is dealt out by ``share``, what
     was found is summed or gathered, and the first process alone writes files. In one process nothing of this does
-    anything. All methods but ``share`` and ``tell`` are for all processes together, in the same order in each.
+    anything. All methods but ``share`` and ``tell`` are for all processes together, in the same order in each, and
+    within ``joined``:
+
+        with Ranks.of_torchrun().joined() as ranks: ...
 
     Args:
         rank: Number of this process, from 0.
         world: How many there are.
         local: Number of this process on its host: that of its device.
         store: Through which they met.
+        group: Of those that wait for each other as long as it takes.
     """
 
     rank: int = 0
     world: int = 1
     local: int = 0
     store: Any = field(default=None, repr=False, compare=False)
+    group: Any = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of_torchrun(cls, environment: Mapping[str, str] = os.environ) -> "Ranks":
@@ -58,14 +66,14 @@ class Ranks:
         return cls(rank, world, int(environment.get("LOCAL_RANK", rank)), store)
 
     @contextmanager
-    def joined(self, timeout: float = TIMEOUT) -> Iterator[None]:
-        """While the block runs, the processes can tell each other things; see ``torch.distributed``.
+    def joined(self, timeout: float = TIMEOUT) -> Iterator["Ranks"]:
+        """These processes, which can tell each other things while the block runs; see ``torch.distributed``.
 
         Args:
-            timeout: Seconds that one of them waits for another before it gives up.
+            timeout: Seconds that one of them waits for another's gradients before it gives up.
         """
         if self.world == 1:
-            yield
+            yield self
             return
         from torch import distributed
 
@@ -75,7 +83,9 @@ class Ranks:
                 backend, store=self.store, rank=self.rank, world_size=self.world, timeout=timedelta(seconds=timeout)
             )
         try:
-            yield
+            with self._meeting():
+                group = distributed.new_group(backend="gloo", timeout=PATIENCE)
+            yield replace(self, group=group)
         finally:
             distributed.destroy_process_group()
 
@@ -117,7 +127,7 @@ class Ranks:
 
         values: list[Any] = [None] * self.world
         with self._meeting():
-            distributed.all_gather_object(values, value)
+            distributed.all_gather_object(values, value, self.group)
         return values
 
     def once(self, function: Callable[[], T]) -> T:
@@ -133,7 +143,7 @@ class Ranks:
             except UserError as error:
                 told[1] = str(error)
         with self._meeting():
-            distributed.broadcast_object_list(told, 0, device=torch.device("cpu"))
+            distributed.broadcast_object_list(told, 0, self.group)
         if told[1] is not None:
             raise UserError(told[1])
         found: T = told[0]
@@ -149,7 +159,7 @@ class Ranks:
         if self.world == 1:
             print(line, file=sys.stderr)
             return True
-        key, until = f"said {sha256(line.encode()).hexdigest()}", time.monotonic() + grace
+        key, until, count = f"said {sha256(line.encode()).hexdigest()}", time.monotonic() + grace, 0
         try:
             count = self.store.add(key, 1)
             if count == 1:
@@ -157,10 +167,10 @@ class Ranks:
             while count < self.world and time.monotonic() < until:
                 time.sleep(0.02)
                 count = self.store.add(key, 0)
-            return bool(count == self.world)
         except RuntimeError:  # the place where they met is gone
-            print(line, file=sys.stderr, flush=True)
-            return False
+            if not count:
+                print(line, file=sys.stderr, flush=True)
+        return count == self.world
 
     def _in_place(self, tensors: Sequence[Tensor], exchange: Callable[[Tensor], object]) -> None:
         """Exchange the values of ``tensors`` through one flat tensor a type."""
@@ -179,8 +189,8 @@ class Ranks:
             yield
         except RuntimeError as error:
             raise ConnectionAbortedError(
-                f"process {self.rank} of {self.world} lost another one: it ended, or did not come in time (--timeout); "
-                f"its own output says more. {' '.join(str(error).split())[:200]}"
+                f"process {self.rank} of {self.world} lost another one: it ended, or did not come within the timeout; "
+                f"its own output says why. Seen from here: {' '.join(str(error).split())[:200]}"
             ) from error
 
 

@@ -106,7 +106,7 @@ def ranks_options(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=int(TIMEOUT),
         metavar="SECONDS",
-        help=f"under torchrun: how long a process waits for another before the run ends in an error ({TIMEOUT:g})",
+        help=f"under torchrun: how long a process waits for another in an episode before the run fails ({TIMEOUT:g})",
     )
 
 
