@@ -77,7 +77,8 @@ class Ranks:
             return
         from torch import distributed
 
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        on_cuda = torch.cuda.is_available() and distributed.is_nccl_available()
+        backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
         with self._meeting():
             distributed.init_process_group(
                 backend, store=self.store, rank=self.rank, world_size=self.world, timeout=timedelta(seconds=timeout)
