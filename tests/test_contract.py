@@ -55,7 +55,7 @@ def recipe(objective: str, storage: str, network: str, start: str, **options):
 def carried_out(made, shape, folder, monkeypatch, classes: int = 2) -> None:
     """Run it in its folder on random images of a shape; every stored number is finite and has moved."""
     data = assemble.random_data(shape, torch.device("cpu"), classes=classes, each=16)
-    monkeypatch.setattr(assemble, "image_data", lambda recipe, device: data)
+    monkeypatch.setattr(assemble, "image_data", lambda *_: data)
     if made.experts is not None:
         made = made.with_values(experts={"store": str(folder / "store")})
     session = condensing.Session(torch.device("cpu"), Display(Console(file=io.StringIO())), {})

@@ -78,6 +78,12 @@ def test_example__own_arrays(tmp_path):
     assert "6 images, accuracy" in done.stdout
 
 
+def test_example__several_processes(tmp_path):
+    program = [sys.executable, str(ROOT / "examples" / "several_processes.py"), "dm", "1", "8", "1"]
+    done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "dm, 1 processes: " in done.stdout
+
+
 def test_example__own_loop(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["run", "digits-lodm", "--smoke", "--out", "here"]) == 0

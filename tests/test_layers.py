@@ -10,7 +10,7 @@ ROOT = Path(condensate.__file__).parent
 LAYERS = [
     {"errors"},
     {"atomic"},
-    {"streams", "whitening"},
+    {"streams", "whitening", "ranks"},
     {"augment", "classic", "networks", "compute"},
     {"data", "parameterizations", "training"},
     {"synthetic", "coresets", "experts"},
@@ -29,6 +29,7 @@ LAYERS = [
     {"studies"},
     {"commands"},
     {"cli"},
+    {"__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

@@ -21,6 +21,7 @@ from condensate.objectives import (
     TrajectoryMatching,
 )
 from condensate.parameterizations import LowRank, Parameterization, Pixels, Uint8, capacity
+from condensate.ranks import Ranks
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset, class_major, load
 from condensate.training import fit
@@ -40,6 +41,7 @@ __all__ = [
     "Parameterization",
     "Pixels",
     "PrivateDistributionMatching",
+    "Ranks",
     "Reservoir",
     "Score",
     "Streams",

@@ -3,7 +3,8 @@
 import json
 import platform
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch.nn.functional import one_hot
 from torch.utils.flop_counter import FlopCounterMode
 
 from condensate import __version__
+from condensate.atomic import in_turn
 from condensate.augment import Augment
 from condensate.classic import ClassicAugment
 from condensate.compute import PRECISIONS, Compute, ComputeOptions
@@ -27,6 +29,7 @@ from condensate.networks import LISTS, NETWORKS, VARIANTS, Network, build
 from condensate.objectives import OBJECTIVES, Objective
 from condensate.objectives.trajectory import check_window, last_epoch
 from condensate.parameterizations import FLOAT_BITS, PARAMETERIZATIONS, Shape, capacity
+from condensate.ranks import ALONE, Ranks
 from condensate.recipe import STUDIES, Recipe, Values
 from condensate.sheets import resolve, shipped
 from condensate.starts import STARTS
@@ -46,9 +49,10 @@ TRAINING_BATCH = 256  # images a step of a network that scores, as published
 FILLS_A_GPU = 4096  # images a step of all networks that are trained together there
 
 
-def image_data(recipe: Recipe, device: torch.device) -> ImageData:
-    """The data, on the device."""
-    return load(**recipe["data"]).to(device)
+def image_data(recipe: Recipe, device: torch.device, ranks: Ranks = ALONE) -> ImageData:
+    """The data, on the device; of several processes one decodes them and the others read what it kept."""
+    with in_turn(cache_folder() / ".loading") if ranks.world > 1 else nullcontext():
+        return load(**recipe["data"]).to(device)
 
 
 def random_data(shape: Shape, device: torch.device, classes: int = 2, each: int = 16) -> ImageData:
@@ -169,13 +173,19 @@ def guarantee(recipe: Recipe, data: ImageData) -> Values | None:
 
 
 def objective(
-    recipe: Recipe, data: ImageData, compute: Compute, streams: Streams, outputs: int | None = None
+    recipe: Recipe,
+    data: ImageData,
+    compute: Compute,
+    streams: Streams,
+    outputs: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> Objective:
     """The recipe's objective on the training images, or on its experts, which must be there when an episode begins."""
     matched = network(recipe, data.shape, outputs or len(data.classes), streams("network"))
     matching = OBJECTIVES[recipe["objective"]["name"]]
     source = experts(recipe, data, outputs) if matching.matches_experts else data.train
-    return matching(source, matched, Augment(**recipe["augment"]), streams, compute, **recipe.options("objective"))  # type: ignore[call-arg]
+    options = recipe.options("objective")
+    return matching(source, matched, Augment(**recipe["augment"]), streams, compute, ranks, **options)  # type: ignore[call-arg]
 
 
 def experts(recipe: Recipe, data: ImageData, outputs: int | None = None) -> Store:
@@ -218,9 +228,13 @@ def _experts_command(recipe: Recipe) -> str:
 
 
 def make_experts(
-    recipe: Recipe, data: ImageData, after: Callable[[int], None] | None = None, outputs: int | None = None
+    recipe: Recipe,
+    data: ImageData,
+    after: Callable[[int], None] | None = None,
+    outputs: int | None = None,
+    first: Sequence[int] = (),
 ) -> Store:
-    """The store of the recipe's experts, those that were missing made on the device of the data."""
+    """The store of the recipe's experts, those missing made on the device of the data, ``first`` before others."""
     store, options = experts(recipe, data, outputs), recipe.experts
     assert options is not None
     device = data.train.raw.device
@@ -239,7 +253,7 @@ def make_experts(
             smaller = f"as in --experts.lr {options.lr / 10:g}"
             raise UserError(f"an expert diverged at experts.lr {options.lr:g}; try a smaller one, {smaller}") from error
 
-    store.make(train, after)
+    store.make(train, after, first)
     return store
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from condensate import __version__
 from condensate.commands import COMMANDS
 from condensate.commands.base import note
 from condensate.errors import UserError, unknown
+from condensate.ranks import ALONE, TIMEOUT, Ranks
 from condensate.recipe import Values, merge
 from condensate.schema import complete, describe_keys
 from condensate.sheets import find, shipped
@@ -38,18 +40,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[0] == "--version":
         print(__version__)
         return 0
+    ranks = ALONE
     try:
+        ranks = Ranks.of_torchrun()
         with warnings.catch_warnings():
-            warnings.showwarning = note
-            _execute(given[0], given[1:])
+            warnings.showwarning = note if ranks.first else _nothing
+            _execute(given[0], given[1:], ranks)
     except UserError as error:
-        print(f"condensate: {' '.join(str(error).split())}", file=sys.stderr)
+        _tell(ranks, " ".join(str(error).split()))
         return 2
     except OSError as error:
         if isinstance(error, BrokenPipeError):  # the reader of a pipe has gone
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        print(f"condensate: cannot use {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        if isinstance(error, ConnectionAbortedError):
+            _tell(ranks, str(error))
+            return 1
+        _tell(ranks, f"cannot use {error.filename or 'a file'}: {error.strerror or error}")
         return 2
     except KeyboardInterrupt:
         print("condensate: interrupted", file=sys.stderr)
@@ -57,7 +64,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _execute(name: str, given: list[str]) -> None:
+def _tell(ranks: Ranks, why: str) -> None:
+    """Say why the program ends. Where all processes end alike, torchrun is not to end those that are not the first."""
+    if ranks.tell(f"condensate: {why}") and ranks.world > 1:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """Stands in for ``warnings.showwarning`` where another process says it."""
+
+
+def _execute(name: str, given: list[str], ranks: Ranks) -> None:
     if name not in COMMANDS:
         raise unknown("command", name, COMMANDS)
     command = COMMANDS[name]
@@ -71,9 +88,12 @@ def _execute(name: str, given: list[str]) -> None:
             print(f"recipe keys, with the values of {named}:\n\n{describe_keys(complete(named, find(named)[1]))}")
         return
     options = parser.parse_args(own)
+    if ranks.world > 1 and command.alone:
+        raise UserError(f"condensate {name} is not for several processes: {command.alone}")
     if getattr(options, "threads", None):
         torch.set_num_threads(options.threads)
-    command.execute(options, keys)
+    with ranks.joined(getattr(options, "timeout", TIMEOUT)) as options.ranks:
+        command.execute(options, keys)
 
 
 def _separate(given: list[str]) -> tuple[list[str], Values]:

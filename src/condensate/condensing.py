@@ -1,6 +1,7 @@
 """One condensation in its folder: started, optimised, saved; stopped and gone on with at any time."""
 
 import json
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,11 @@ from condensate import assemble
 from condensate.atomic import replacing
 from condensate.console import Display
 from condensate.data import ImageData
+from condensate.errors import UserError
 from condensate.loop import Progress, condense
+from condensate.objectives import OBJECTIVES
 from condensate.pictures import save_grid
+from condensate.ranks import ALONE, Ranks
 from condensate.recipe import Recipe, Values
 from condensate.records import environment, read_json, write, write_json
 from condensate.streams import Streams
@@ -34,6 +38,7 @@ class Session:
         changes: What the user changed of the recipe, for the record and for the rows it is compared with.
         smoke: Random images, two classes, tiny networks: does it run at all?
         command: That does it, and alone can go on with it: run, continual or privacy.
+        ranks: Processes that do it together.
     """
 
     device: torch.device
@@ -41,13 +46,27 @@ class Session:
     changes: Values
     smoke: bool = False
     command: str = "run"
+    ranks: Ranks = ALONE
 
     def open(self, folder: Path, recipe: Recipe) -> None:
-        """Make a folder and write down what is about to be done in it, as far as it takes to go on with it."""
-        folder.mkdir(parents=True, exist_ok=True)
-        write(folder / "recipe.yaml", recipe.dump())
-        described = {"command": self.command, "recipe": recipe.name, "overrides": self.changes, "smoke": self.smoke}
-        write_json(folder / "environment.json", described | environment(self.device))
+        """Make a folder and write down what is about to be done in it, as far as it takes to go on with it.
+
+        Raises:
+            UserError: Another process of the run does not see the folder.
+        """
+
+        def write_down() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            write(folder / "recipe.yaml", recipe.dump())
+            described = {"command": self.command, "recipe": recipe.name, "overrides": self.changes, "smoke": self.smoke}
+            write_json(folder / "environment.json", described | environment(self.device, self.ranks.world))
+
+        self.ranks.once(write_down)
+        if not all(self.ranks.gather((folder / "recipe.yaml").is_file())):
+            raise UserError(
+                f"not all processes see {folder}; on several hosts a run needs a folder that they share: name one in "
+                "--out, by its whole path"
+            )
 
 
 class Clock:
@@ -117,12 +136,19 @@ class Condensation:
 
     def run(self) -> SyntheticDataset:
         """The set as it was saved, condensed first if it is not there."""
-        if not self.artefact.is_file():
-            self.condense().save(self.artefact)
-            self.clock.keep()
+        ranks = self.session.ranks
+        if not ranks.once(self.artefact.is_file):
+            condensed = self.condense()
+            ranks.once(lambda: self.finish(condensed))
         synthetic = load(self.artefact).to(self.session.device)
-        save_grid(synthetic, self.folder / "images.png")
+        if ranks.first:
+            save_grid(synthetic, self.folder / "images.png")
         return synthetic
+
+    def finish(self, synthetic: SyntheticDataset) -> None:
+        """Write the condensed set down."""
+        synthetic.save(self.artefact)
+        self.clock.keep()
 
     def tidy(self) -> None:
         """Take away what only served to go on."""
@@ -132,20 +158,22 @@ class Condensation:
     def condense(self) -> SyntheticDataset:
         """The condensed set, from the last checkpoint if there is one."""
         recipe, options, device, display = self.recipe, self.recipe.condense, self.session.device, self.session.display
+        ranks = self.session.ranks
         synthetic = assemble.start(recipe, self.data, self.streams, self.outputs)
         if not options.episodes:
             return synthetic
         compute = assemble.compute(recipe, device)
         if recipe.experts is not None:
             recipe = self.make_experts(recipe)
-        objective = assemble.objective(recipe, self.data, compute, self.streams, self.outputs)
+        objective = assemble.objective(recipe, self.data, compute, self.streams, self.outputs, ranks)
         start, velocity = self.restore(synthetic)
+        self.say_who_waits(len(synthetic))
         if compute.compiled and start < options.episodes:
             torch._dynamo.reset()  # a study condenses many times, and a process may compile a program a few times only
             display.say("compiling: the first episode takes up to a minute longer, the others half as long")
         told: list[int] = []
-        log, last = (self.folder / "log.jsonl").open("a"), time.monotonic()
-        with log, display.work(f"{self.title}: condense", options.episodes, start) as step:
+        logged, last = self.folder / "log.jsonl" if ranks.first else Path(os.devnull), time.monotonic()
+        with logged.open("a") as log, display.work(f"{self.title}: condense", options.episodes, start) as step:
 
             def after(progress: Progress) -> None:
                 nonlocal last
@@ -169,7 +197,7 @@ class Condensation:
                 due = (progress.episode + 1) // options.checkpoint > (
                     progress.episode + 1 - count
                 ) // options.checkpoint
-                if due and progress.episode + 1 < options.episodes:
+                if due and progress.episode + 1 < options.episodes and ranks.first:
                     log.flush()
                     self.save(synthetic, progress)
 
@@ -184,8 +212,21 @@ class Condensation:
                 start=start,
                 velocity=velocity,
                 after=after,
+                ranks=ranks,
             )
         return synthetic
+
+    def say_who_waits(self, images: int) -> None:
+        """Tell of processes that have nothing to do while a set of so many images is condensed."""
+        objective, world = self.recipe["objective"], self.session.ranks.world
+        matching = OBJECTIVES[objective["name"]]
+        parts = matching.planned(len(self.data.classes), images, **self.recipe.options("objective")).parts
+        if world > parts:
+            more = f"; --objective.experts_per_step {world} would use all" if matching.matches_experts else ""
+            self.session.display.say(
+                f"{self.title}: {parts} of {world} processes have a part in an episode, the others wait while the set "
+                f"is condensed{more}"
+            )
 
     def make_experts(self, recipe: Recipe) -> Recipe:
         """The recipe with the place of its experts, which are there then."""
@@ -194,11 +235,12 @@ class Condensation:
         store = assemble.experts(recipe, self.data, self.outputs)
         if recipe.experts is not None and not recipe.experts.make:
             store.check_complete()
-        missing, began = len(store.missing()), time.monotonic()
+        ranks, began = self.session.ranks, time.monotonic()
+        missing = ranks.once(store.missing)
         if missing:
-            self.session.display.say(f"{missing} of {len(store)} experts to be made first, in {store.folder}")
-            with self.session.display.work(f"{self.title}: experts", len(store), len(store) - missing) as step:
-                assemble.make_experts(recipe, self.data, step, self.outputs)
+            self.session.display.say(f"{len(missing)} of {len(store)} experts to be made first, in {store.folder}")
+            with self.session.display.work(f"{self.title}: experts", len(store), len(store) - len(missing)) as step:
+                assemble.make_experts(recipe, self.data, step, self.outputs, ranks.share(missing))
             self.clock.on_experts = time.monotonic() - began
         return recipe
 
@@ -222,7 +264,11 @@ class Condensation:
                     part, name = key.split(".", 1)
                     parts[part][name] = file.get_tensor(key)
             synthetic.restore_(parts["stored"])
-        if log.is_file():
+        ranks = self.session.ranks
+        if len(set(ranks.gather(start))) > 1:
+            raise UserError(f"not all processes see the same {self.checkpoint}; all hosts must share its folder")
+        ranks.same_([*synthetic.stored().values(), *parts["velocity"].values()])
+        if log.is_file() and ranks.first:
             lines = log.read_text().splitlines(keepends=True)[:start]
             write(log, "".join(lines))
         return start, parts["velocity"]

@@ -27,10 +27,11 @@ class Display:
 
     Args:
         console: Where to print; standard error if absent, so that results can be piped.
+        quiet: Whether nothing is shown, as by all processes but the first.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+    def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
+        self.console = console or Console(stderr=True, quiet=quiet, force_terminal=False if quiet else None)
 
     def say(self, text: str) -> None:
         """One line."""

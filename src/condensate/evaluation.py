@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import islice
 from statistics import mean, stdev
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from condensate.compute import Compute
 from condensate.errors import UserError
 from condensate.networks import Network, build
+from condensate.ranks import ALONE, Ranks
 from condensate.streams import Streams
 from condensate.training import Augmentation, Examples, Held, Together, accuracy, fit, mean_loss
 
@@ -58,6 +60,7 @@ def train_networks(
     lr: float = 0.01,
     augment: Augmentation | None = None,
     start: int = 0,
+    every: int = 1,
     together: int = 1,
     compute: Compute | None = None,
 ) -> Iterator[Network]:
@@ -74,11 +77,11 @@ def train_networks(
         lr: Learning rate of the first half.
         augment: Augmentation while training.
         start: The first one to train, those before it left out.
+        every: Trained are ``start``, ``start + every`` and so on.
         together: Networks trained at a time; what a network comes to does not depend on it beyond rounding.
         compute: Whether the training step is compiled, and in which precision it multiplies.
     """
-    if repeats < 1 or epochs < 1:
-        raise UserError(f"evaluation needs at least one network and one epoch, got {repeats} and {epochs}")
+    _check(repeats, epochs)
     sample = examples.images(examples.labels.new_zeros(1, dtype=torch.int64))
     shape = (sample.shape[1], sample.shape[2], sample.shape[3])
     if len(examples) * sample.numel() * sample.element_size() <= HELD_BYTES:
@@ -95,8 +98,9 @@ def train_networks(
         fit(pupil, examples, epochs=epochs, generator=generator, lr=lr, augment=augment, loss=loss)
 
     if together > 1:
-        for first in range(start, repeats, together):
-            made = [fresh(repeat) for repeat in range(first, min(first + together, repeats))]
+        numbers = range(start, repeats, every)
+        for first in range(0, len(numbers), together):
+            made = [fresh(repeat) for repeat in numbers[first : first + together]]
             networks, generators = zip(*made, strict=True)
             stack = Together(networks)
             train(stack, generators, mean_loss(stack, compute))
@@ -106,7 +110,7 @@ def train_networks(
     one = build(network, shape, classes, streams("program"), **options)
     one.to(memory_format=compute.memory_format)  # type: ignore[call-overload]
     loss = mean_loss(one, compute)
-    for repeat in range(start, repeats):  # in the one network that the program knows, so that it is compiled once
+    for repeat in range(start, repeats, every):  # in the one network that the program knows: compiled once
         generator = streams("evaluate", network, repeat)
         one.reset_(generator)
         train(one, generator, loss)
@@ -129,6 +133,7 @@ def evaluate(
     after: Callable[[Sequence[float]], None] | None = None,
     together: int = 1,
     compute: Compute | None = None,
+    ranks: Ranks = ALONE,
 ) -> Score:
     """Train ``repeats`` fresh networks on ``examples`` and score each once, after its last epoch, on ``test``.
 
@@ -144,11 +149,14 @@ def evaluate(
         lr: Learning rate of the first half.
         augment: Augmentation while training.
         done: Accuracies of the first networks, scored before, to go on after them.
-        after: Called with the accuracies so far after each network.
+        after: Called with the accuracies so far after each network, or round of a network a process.
         together: Networks trained at a time, see ``train_networks``.
         compute: How they are trained, see ``train_networks``.
+        ranks: Processes that deal the networks out, all of which are told every accuracy.
     """
+    _check(repeats, epochs)
     accuracies = list(done[:repeats])
+    start = len(accuracies)
     trained = train_networks(
         examples,
         classes,
@@ -159,13 +167,20 @@ def evaluate(
         epochs=epochs,
         lr=lr,
         augment=augment,
-        start=len(accuracies),
+        start=start + ranks.rank,
+        every=ranks.world,
         together=together,
         compute=compute,
     )
-    for each in trained:
-        accuracies.append(accuracy(each, test))
+    for _ in range(start, repeats, ranks.world):
+        own = [accuracy(each, test) for each in islice(trained, 1)]  # none in a last round of fewer than processes
+        accuracies += [found for each in ranks.gather(own) for found in each]
         if after:
             after(accuracies)
     ops = tuple(augment.ops) if augment else ()
     return Score(network, epochs, ops, tuple(accuracies), augment.name if augment and ops else None)
+
+
+def _check(repeats: int, epochs: int) -> None:
+    if repeats < 1 or epochs < 1:
+        raise UserError(f"evaluation needs at least one network and one epoch, got {repeats} and {epochs}")

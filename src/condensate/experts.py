@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -157,12 +157,18 @@ class Store:
         with self._open(file) as stored:
             return int((stored.metadata() or {}).get("epochs", -1)) >= self.epochs
 
-    def make(self, train: Callable[[int], list[Parameters]], after: Callable[[int], None] | None = None) -> None:
+    def make(
+        self,
+        train: Callable[[int], list[Parameters]],
+        after: Callable[[int], None] | None = None,
+        first: Sequence[int] = (),
+    ) -> None:
         """Make the missing experts, and wait for those that other processes are at.
 
         Args:
             train: The trajectory of an expert by its number, ``epochs`` + 1 snapshots; see ``trajectory``.
             after: Called with the number of experts that are there, after each.
+            first: Numbers to begin with, where several processes have dealt them out.
         """
         self.check_kind()
         if not self.missing():
@@ -171,7 +177,7 @@ class Store:
             with replacing(self.folder / "manifest.json") as part:
                 part.write_text(json.dumps(self.kind, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         for wait in (False, True):  # those nobody is at first, then those that others have not finished
-            for number in self.missing():
+            for number in sorted(self.missing(), key=lambda number: number not in first):
                 with _claim(self.folder / ".locks" / f"{number:05d}", wait) as mine:
                     if mine and not self.holds(number):
                         self._write(number, train(number))

@@ -9,6 +9,7 @@ from torch.optim import SGD
 
 from condensate.errors import UserError
 from condensate.objectives import Objective
+from condensate.ranks import ALONE, Ranks
 from condensate.synthetic import SyntheticDataset
 
 # On a GPU, looking at a loss waits for it: several episodes are looked at together.
@@ -46,6 +47,7 @@ def condense(
     start: int = 0,
     velocity: dict[str, Tensor] | None = None,
     after: Callable[[Progress], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Optimise what ``synthetic`` stores, in place, by SGD on the objective.
 
@@ -60,6 +62,7 @@ def condense(
         start: First episode, to resume.
         velocity: Momentum to resume from, as ``Progress.velocity()`` gave it.
         after: Called between episodes, where a checkpoint may be taken.
+        ranks: Processes that condense the same set together, each objective told its share of them.
 
     Raises:
         UserError: The loss is not finite.
@@ -78,7 +81,7 @@ def condense(
         if lr_step:
             rates["step_size"] = synthetic.step_size, lr_step
     try:
-        _optimise(synthetic, objective, rates, episodes, momentum, start, velocity or {}, after)
+        _optimise(synthetic, objective, rates, episodes, momentum, start, velocity or {}, after, ranks)
     finally:
         synthetic.labels.requires_grad_(False)
         synthetic.labels.grad = None
@@ -93,6 +96,7 @@ def _optimise(
     start: int,
     velocity: dict[str, Tensor],
     after: Callable[[Progress], None] | None,
+    ranks: Ranks,
 ) -> None:
     parameters = {name: parameter for name, (parameter, _) in rates.items()}
     optimizer = SGD([{"params": [parameter], "lr": rate} for parameter, rate in rates.values()], momentum=momentum)
@@ -110,6 +114,7 @@ def _optimise(
     for number in range(start, episodes):
         losses, outside = [], torch.zeros((), dtype=torch.int64, device=synthetic.labels.device)
         for loss in objective.episode(synthetic, number):
+            ranks.sum_gradients_([parameter for parameter, _ in rates.values()], loss)
             losses.append(loss)
             optimizer.step()
             optimizer.zero_grad()

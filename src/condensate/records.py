@@ -36,12 +36,13 @@ def as_json(score: Score) -> Values:
     }
 
 
-def environment(device: torch.device) -> Values:
-    """Commit, device, machine and versions; no host name and no path."""
+def environment(device: torch.device, processes: int = 1) -> Values:
+    """Commit, device, processes with one each, machine and versions; no host name and no path."""
     accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "commit": _commit(),
         "device": accelerator or "cpu",
+        "processes": processes,
         "machine": {
             "system": platform.system(),
             "processor": _processor(),

@@ -39,8 +39,8 @@ class Row:
 
     def run(self) -> Values:
         """The row's result, from its file if it is there."""
-        file, artefact = self.folder / "result.json", self.condensation.artefact
-        if file.is_file():
+        file, artefact, ranks = self.folder / "result.json", self.condensation.artefact, self.session.ranks
+        if ranks.once(file.is_file):
             return dict(read_json(file))
         self.condensation.begin()
         examples: Examples
@@ -50,28 +50,42 @@ class Row:
             examples = self.condensation.run()
             kept = stored(examples, artefact)
         scores = self.evaluate(examples)
-        result = self.result(scores, kept, artefact)
-        write_json(file, result)
-        self.condensation.tidy()
-        return result
+
+        def finish() -> Values:
+            result = self.result(scores, kept, artefact)
+            write_json(file, result)
+            self.condensation.tidy()
+            return result
+
+        return ranks.once(finish)
 
     def evaluate(self, examples: Examples) -> list[Score]:
         """Scores of all the recipe's networks, those already scored from the file of the last session."""
-        self.recipe, display, done = self.settled(len(examples)), self.session.display, self.kept()
+        ranks = self.session.ranks
+        self.recipe = self.recipe.with_values(evaluate=ranks.once(lambda: self.settled(len(examples))))
         title, full = f"{self.name}: evaluate", self.name == FULL
         return score(
-            self.recipe, examples, self.data, self.streams, display, title=title, full=full, done=done, keep=self.keep
+            self.recipe,
+            examples,
+            self.data,
+            self.streams,
+            self.session.display,
+            title=title,
+            full=full,
+            done=ranks.once(self.kept),
+            keep=self.keep if ranks.first else None,
+            ranks=ranks,
         )
 
-    def settled(self, images: int) -> Recipe:
-        """The recipe with how networks are trained chosen, once for all sessions."""
+    def settled(self, images: int) -> Values:
+        """How networks are trained, as in ``evaluate``: chosen once for all sessions."""
         if not self.way.is_file():
             shape, classes = self.data.shape, len(self.data.classes)
             full, device = self.name == FULL, self.session.device
             chosen = assemble.settle_training(self.recipe, shape, classes, images, device, full=full).evaluate
             way = {"compile": chosen.compile, "precision": chosen.precision, "together": chosen.together}
             write_json(self.way, way)
-        return self.recipe.with_values(evaluate=read_json(self.way))
+        return dict(read_json(self.way))
 
     def kept(self) -> dict[str, list[float]]:
         """Accuracies of networks scored so far, by network."""
@@ -94,7 +108,7 @@ class Row:
             "seed": recipe["seed"],
             "fraction": fraction(recipe),
             "smoke": self.session.smoke,
-            **environment(self.session.device),
+            **environment(self.session.device, self.session.ranks.world),
             **self.condensation.clock.spent(),
             "peak_bytes": peak_bytes(self.session.device),
             "budget": recipe["budget"],

@@ -1,6 +1,7 @@
 """Runs: a recipe and the rows it is compared with, in a folder."""
 
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from condensate.console import Display
 from condensate.data import KNOWN, ImageData
 from condensate.errors import UserError, unknown
 from condensate.parameterizations import PARAMETERIZATIONS, Shape
+from condensate.ranks import ALONE, Ranks
 from condensate.recipe import Recipe, Values, merge
 from condensate.rows import FULL, Row
 from condensate.schema import complete
@@ -102,7 +104,8 @@ class Run:
     def run(self) -> dict[str, Values]:
         """Carry it out; what is done already is kept. Results by row, as in ``result.json``."""
         results = {}
-        with alone_in(self.folder):
+        with ExitStack() as held:
+            self.session.ranks.once(lambda: held.enter_context(alone_in(self.folder)))
             for name, recipe in self.rows.items():
                 folder = self.folder if name == self.recipe.name else self.folder / "compare" / name
                 results[name] = Row(name, recipe, folder, self.data[name], self.session).run()
@@ -122,14 +125,14 @@ def prepare(recipe: Recipe, session: Session, *, resumed: bool = False) -> Run:
         data = assemble.random_data(smoked_shape(recipe["data"]["name"]), session.device)
     else:
         recipe = placed(recipe)
-        data = assemble.image_data(recipe, session.device)
+        data = assemble.image_data(recipe, session.device, session.ranks)
     if recipe.name in recipe["compare"]:
         raise UserError(f"{recipe.name} cannot be compared with itself; take it out of compare")
     rows, datasets = {recipe.name: recipe}, {recipe.name: data}
     for row in recipe["compare"]:
         rows[row] = row_recipe(recipe, row, data, session)
         same = session.smoke or rows[row]["data"] == recipe["data"]
-        datasets[row] = data if same else assemble.image_data(rows[row], session.device)
+        datasets[row] = data if same else assemble.image_data(rows[row], session.device, session.ranks)
     for row, found in rows.items():
         try:
             assemble.scoring_split(found, datasets[row])
@@ -139,9 +142,12 @@ def prepare(recipe: Recipe, session: Session, *, resumed: bool = False) -> Run:
     return Run(rows[recipe.name], rows, datasets, session)
 
 
-def reopen(folder: Path, device: torch.device, display: Display, threads: int | None = None) -> Run:
-    """The run in a folder, to go on with it; see ``reread``."""
+def reopen(
+    folder: Path, device: torch.device, display: Display, threads: int | None = None, ranks: Ranks = ALONE
+) -> Run:
+    """The run in a folder, to go on with it, whatever the number of processes; see ``reread``."""
     recipe, session = reread(folder, device, display, threads, "run")
+    session = replace(session, ranks=ranks)
     return replace(prepare(recipe, session, resumed=True), folder=folder)
 
 
@@ -192,7 +198,7 @@ def settled(recipe: Recipe, data: ImageData, session: Session, resumed: bool) ->
     recipe = assemble.normalised(recipe, data)
     if not recipe.condense.episodes:
         return recipe
-    chosen = assemble.settle_compute(recipe, shape, classes, images, session.device)
+    chosen = session.ranks.once(lambda: assemble.settle_compute(recipe, shape, classes, images, session.device))
     why = assemble.why_compiled(recipe, shape, classes, images, session.device)
     if why:
         session.display.say(f"{recipe.name}: condensing is {why}")
@@ -200,7 +206,7 @@ def settled(recipe: Recipe, data: ImageData, session: Session, resumed: bool) ->
     if not list(storage(1, shape, **recipe.options("parameterization")).parameters()):
         raise UserError(f"{storage.__name__} holds real images and has nothing to condense; set condense.episodes 0")
     compute = assemble.compute(chosen, session.device)
-    assemble.objective(chosen, data, compute, Streams(0, session.device))
+    assemble.objective(chosen, data, compute, Streams(0, session.device), ranks=session.ranks)
     assemble.guarantee(chosen, data)
     if chosen.experts is not None and not session.smoke and not resumed:
         store = assemble.experts(chosen, data)

@@ -7,6 +7,7 @@ from condensate import assemble
 from condensate.console import Display, Step
 from condensate.data import ImageData
 from condensate.evaluation import Score, evaluate
+from condensate.ranks import ALONE, Ranks
 from condensate.recipe import Recipe
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset
@@ -24,6 +25,7 @@ def score(
     full: bool = False,
     done: Mapping[str, Sequence[float]] | None = None,
     keep: Callable[[str, Sequence[float]], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[Score]:
     """Train and score all networks that a recipe's evaluation names.
 
@@ -39,6 +41,7 @@ def score(
         full: Whether ``examples`` are the full training set, which has its own number of epochs.
         done: Accuracies known from before, by network, as ``keep`` named it.
         keep: Called with a network's place and name in the evaluation, and accuracies, after each.
+        ranks: Processes that deal the networks out.
     """
     options, scores = recipe.evaluate, []
     if isinstance(examples, SyntheticDataset) and examples.whitening is not None:
@@ -70,6 +73,7 @@ def score(
                 done=before,
                 after=after,
                 **assemble.training_way(settled),
+                ranks=ranks,
             )
         scores.append(replace(measured, network=name))
     return scores

@@ -88,10 +88,11 @@ class SyntheticDataset(nn.Module, Dataset[tuple[Tensor, Tensor]]):
         """Normalised or whitened images at ``index``, all if None: (k,) -> (k, C, H, W), differentiable."""
         if index is None:
             index = torch.arange(len(self), device=self.labels.device)
-        images = self.parameterization.decode(index)
-        if self.whitening is not None and self.parameterization.holds_pixels:
-            images = self.whitening.whiten(images)
-        return images
+        return self._read(self.parameterization, index)
+
+    def _read(self, stored: Parameterization, index: Tensor) -> Tensor:
+        images = stored.decode(index)
+        return self.whitening.whiten(images) if self.whitening is not None and stored.holds_pixels else images
 
     def pictures(self, index: Tensor | None = None) -> Tensor:
         """Images as one looks at them, preprocessing undone and clipped to 0..1: (k,) -> (k, C, H, W)."""
@@ -102,8 +103,17 @@ class SyntheticDataset(nn.Module, Dataset[tuple[Tensor, Tensor]]):
         return (images * std + mean).clamp(0, 1)
 
     def backward(self, index: Tensor, image_grad: Tensor) -> None:
-        """Add a gradient with respect to the images at ``index``, (k, C, H, W), to the stored tensors' .grad."""
-        torch.autograd.backward(self.images(index), image_grad)
+        """Add a gradient with respect to the images at ``index``, (k, C, H, W), to the stored tensors' .grad.
+
+        What it costs goes with those images, not with the whole set: only their rows of the stored tensors are touched.
+        """
+        part = self.parameterization.subset(index)
+        torch.autograd.backward(self._read(part, torch.arange(len(index), device=index.device)), image_grad)
+        for own, rows in zip(self.parameterization.parameters(), part.parameters(), strict=True):
+            if own.grad is None:
+                own.grad = torch.zeros_like(own)
+            if rows.grad is not None:
+                own.grad.index_add_(0, index, rows.grad)
 
     @torch.no_grad()
     def project_(self) -> Tensor | None:

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from condensate.console import Display
 from condensate.errors import UserError
+from condensate.ranks import ALONE, TIMEOUT, Ranks
 from condensate.recipe import Recipe, Values, merge
 from condensate.schema import complete
 from condensate.sheets import find
@@ -21,14 +23,16 @@ class Command:
     Args:
         help: What it does, in one line.
         options: Adds its own arguments.
-        execute: Carries it out; what the user changed of the recipe comes second.
+        execute: Carries it out; what the user changed of the recipe comes second. Among the arguments is ``ranks``.
         keys: Whether it takes recipe keys.
+        alone: What to do without torchrun, for a command of one process; None if several can share it.
     """
 
     help: str
     options: Callable[[argparse.ArgumentParser], None]
     execute: Callable[[argparse.Namespace, Values], None]
     keys: bool = True
+    alone: str | None = "start it without torchrun"
 
 
 def read_recipe(name: str, keys: Values) -> tuple[Recipe, Values]:
@@ -56,10 +60,28 @@ def as_lists(keys: Values, known: Values) -> Values:
     return wrapped
 
 
-def chosen_device(name: str | None) -> torch.device:
-    """The device of a name; absent: the first CUDA device there is, else the CPU."""
+def place(options: argparse.Namespace) -> tuple[torch.device, Display, Ranks]:
+    """The device of this process, where it shows its progress, and which of several processes it is."""
+    ranks: Ranks = options.ranks
+    device = chosen_device(options.device, ranks)
+    if len(set(ranks.gather(device.type))) > 1:
+        raise UserError("some processes have a CUDA device and some have none; name one kind, as in --device cpu")
+    if ranks.world > 1 and device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device, Display(quiet=not ranks.first), ranks
+
+
+def chosen_device(name: str | None, ranks: Ranks = ALONE) -> torch.device:
+    """The device of a name; absent: a CUDA device if there is one, else the CPU.
+
+    Of several processes on a host each has the CUDA device of its number there.
+    """
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if ranks.world > 1 and name.startswith("cuda"):
+        if name != "cuda":
+            raise UserError(f"each process takes the device of its number on its host: say --device cuda, not {name}")
+        name = f"cuda:{ranks.local}"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -75,6 +97,17 @@ def machine_options(parser: argparse.ArgumentParser) -> None:
     """Where and how to compute."""
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; absent: cuda where there is one")
     parser.add_argument("--threads", type=positive, help="threads of PyTorch; absent: one a core")
+
+
+def ranks_options(parser: argparse.ArgumentParser) -> None:
+    """What matters under torchrun."""
+    parser.add_argument(
+        "--timeout",
+        type=positive,
+        default=int(TIMEOUT),
+        metavar="SECONDS",
+        help=f"under torchrun: how long a process waits for another in an episode before the run fails ({TIMEOUT:g})",
+    )
 
 
 def positive(text: str) -> int:

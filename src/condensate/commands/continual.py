@@ -3,7 +3,7 @@
 import argparse
 
 from condensate.commands.base import Command, read_recipe
-from condensate.commands.studies import carry_out, study_options
+from condensate.commands.studies import BY_JOBS, carry_out, study_options
 from condensate.console import percent, show_table
 from condensate.recipe import Recipe, Values, merge
 from condensate.studies import continual
@@ -77,4 +77,6 @@ def _show(result: Values) -> None:
     print("± is the sample standard deviation over class orders, ( to ) a 95 % interval of the paired difference")
 
 
-CONTINUAL = Command("Condense a stream of classes step by step into a memory, and score it.", study_options, _continual)
+CONTINUAL = Command(
+    "Condense a stream of classes step by step into a memory, and score it.", study_options, _continual, alone=BY_JOBS
+)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from condensate import assemble
 from condensate.atomic import replacing
-from condensate.commands.base import Command, as_lists, chosen_device, machine_options, note
-from condensate.console import Display, percent, show_table
+from condensate.commands.base import Command, as_lists, machine_options, note, place, ranks_options
+from condensate.console import percent, show_table
 from condensate.errors import UserError
 from condensate.recipe import Values, merge
 from condensate.records import as_json, environment
@@ -23,11 +23,12 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the scores to this JSON file, too")
     machine_options(parser)
+    ranks_options(parser)
 
 
 def _evaluate(options: argparse.Namespace, keys: Values) -> None:
-    device, display = chosen_device(options.device), Display()
-    if options.out and options.out.exists():
+    device, display, ranks = place(options)
+    if options.out and ranks.once(options.out.exists):
         raise UserError(f"{options.out} exists; name another file with --out")
     synthetic = load(options.path).to(device)
     about = synthetic.about
@@ -37,7 +38,7 @@ def _evaluate(options: argparse.Namespace, keys: Values) -> None:
     recipe = complete(name, merge(values, as_lists(keys, complete(name, values).values)))
     if synthetic.whitening is not None:  # its own is used: none is fitted to the data
         recipe = recipe.with_values(data=normalisation)
-    data = assemble.image_data(recipe, device)
+    data = assemble.image_data(recipe, device, ranks)
     if data.shape != synthetic.parameterization.shape or len(data.classes) != len(synthetic.classes):
         raise UserError(
             f"the set has images {synthetic.parameterization.shape} of {len(synthetic.classes)} classes, "
@@ -45,15 +46,17 @@ def _evaluate(options: argparse.Namespace, keys: Values) -> None:
         )
     if set(data.classes) == set(synthetic.classes) and data.classes != synthetic.classes:
         raise UserError(f"the data have the set's classes in another order: {data.classes} against {synthetic.classes}")
-    if set(data.classes) != set(synthetic.classes):
+    if set(data.classes) != set(synthetic.classes) and ranks.first:
         note("the data's class names are not those of the set; labels are taken to mean the same")
-    scores = score(recipe, synthetic, data, Streams(recipe["seed"], device), display)
+    scores = score(recipe, synthetic, data, Streams(recipe["seed"], device), display, ranks=ranks)
+    if not ranks.first:
+        return
     rows = [[s.network, str(s.epochs), percent(s.mean, s.std), str(len(s.accuracies))] for s in scores]
     show_table(str(options.path), ["network", "epochs", "accuracy %", "n"], rows)
     if options.out:
         with replacing(options.out) as part:
             result = {"evaluation": [as_json(each) for each in scores], "seed": recipe["seed"]}
-            part.write_text(json.dumps(result | environment(device), indent=1) + "\n")
+            part.write_text(json.dumps(result | environment(device, ranks.world), indent=1) + "\n")
 
 
 def _check_preprocessing(synthetic: SyntheticDataset, given: Values) -> None:
@@ -69,4 +72,4 @@ def _check_preprocessing(synthetic: SyntheticDataset, given: Values) -> None:
         )
 
 
-EVALUATE = Command("Train networks on a saved synthetic set and score them.", _evaluate_options, _evaluate)
+EVALUATE = Command("Train networks on a saved synthetic set and score them.", _evaluate_options, _evaluate, alone=None)

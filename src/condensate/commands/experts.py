@@ -3,8 +3,8 @@
 import argparse
 
 from condensate import assemble
-from condensate.commands.base import Command, chosen_device, machine_options, read_recipe, recipe_option
-from condensate.console import Display, size
+from condensate.commands.base import Command, machine_options, place, ranks_options, read_recipe, recipe_option
+from condensate.console import size
 from condensate.errors import UserError
 from condensate.objectives import OBJECTIVES
 from condensate.recipe import Values, merge
@@ -15,25 +15,28 @@ def _experts_options(parser: argparse.ArgumentParser) -> None:
     recipe_option(parser)
     parser.add_argument("--store", metavar="DIR", help="folder of all expert stores; absent: in condensate's cache")
     machine_options(parser)
+    ranks_options(parser)
 
 
 def _experts(options: argparse.Namespace, keys: Values) -> None:
     if options.store is not None:
         keys = merge(keys, {"experts": {"store": options.store}})
-    device, display = chosen_device(options.device), Display()
+    device, display, ranks = place(options)
     _, values, _ = find(options.recipe)
     if not _matches_experts(merge(values, keys)):
         some = ", ".join(_with_experts()[:6])
         raise UserError(f"{options.recipe} matches no expert trajectories; those that do: {some} ...")
     recipe, _ = read_recipe(options.recipe, keys)
-    data = assemble.image_data(recipe, device)
+    data = assemble.image_data(recipe, device, ranks)
     store = assemble.experts(recipe, data)
     store.check_kind()
-    missing = len(store.missing())
-    with display.work("experts", len(store), len(store) - missing) as step:
-        assemble.make_experts(recipe, data, step)
+    missing = ranks.once(store.missing)
+    with display.work("experts", len(store), len(store) - len(missing)) as step:
+        assemble.make_experts(recipe, data, step, first=ranks.share(missing))
+    if not ranks.first:
+        return
     kept = sum(file.stat().st_size for file in store.folder.glob("expert-*.safetensors"))
-    made = f"{missing} made, " if missing else "all there before, "
+    made = f"{len(missing)} made, " if missing else "all there before, "
     print(f"{len(store)} experts ({made}epochs 0 to {store.epochs}, {size(kept)}) in {store.folder}")
 
 
@@ -46,4 +49,6 @@ def _matches_experts(values: Values) -> bool:
     return matching is not None and matching.matches_experts
 
 
-EXPERTS = Command("Train the expert trajectories that a recipe matches, or finish a store.", _experts_options, _experts)
+EXPERTS = Command(
+    "Train the expert trajectories that a recipe matches, or finish a store.", _experts_options, _experts, alone=None
+)

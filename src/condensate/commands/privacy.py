@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from condensate.commands.base import Command, as_lists
-from condensate.commands.studies import carry_out, study_options
+from condensate.commands.studies import BY_JOBS, carry_out, study_options
 from condensate.console import show_table
 from condensate.errors import UserError
 from condensate.recipe import Recipe, Values, merge
@@ -93,4 +93,6 @@ def _with_interval(estimate: Values, scale: int = 100, digits: int = 1) -> str:
     return f"{value} ({low} to {high})"
 
 
-PRIVACY = Command("Attack sets condensed from halves of the data; say what they give away.", study_options, _privacy)
+PRIVACY = Command(
+    "Attack sets condensed from halves of the data; say what they give away.", study_options, _privacy, alone=BY_JOBS
+)

@@ -6,9 +6,9 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from condensate import runs
-from condensate.commands.base import Command, chosen_device, machine_options, positive, read_recipe
+from condensate.commands.base import Command, machine_options, place, positive, ranks_options, read_recipe
 from condensate.condensing import Session
-from condensate.console import Display, percent, show_table
+from condensate.console import percent, show_table
 from condensate.errors import UserError
 from condensate.recipe import STUDIES, Values
 
@@ -20,16 +20,17 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with the run in this folder")
     parser.add_argument("--smoke", action="store_true", help="does it run at all? toy size, random images, no result")
     machine_options(parser)
+    ranks_options(parser)
 
 
 def _run(options: argparse.Namespace, keys: Values) -> None:
-    device, display = chosen_device(options.device), Display()
+    device, display, ranks = place(options)
     if options.resume:
         if options.recipe or options.out or options.seeds or keys or options.smoke:
             raise UserError("--resume takes everything from the folder: give no RECIPE, --out, --seeds, --smoke or key")
         top = options.resume
         folders = sorted(top.glob("seed*"), key=_seed_number) or [top]
-        jobs = [runs.reopen(folder, device, display, options.threads) for folder in folders]
+        jobs = [runs.reopen(folder, device, display, options.threads, ranks) for folder in folders]
     else:
         if not options.recipe:
             raise UserError("run needs a RECIPE, as in: condensate run digits-lodm; list: condensate recipes")
@@ -37,18 +38,19 @@ def _run(options: argparse.Namespace, keys: Values) -> None:
         for study in STUDIES:
             if study in recipe.values:
                 raise UserError(f"{recipe.name} has a section {study}: condensate {study} {options.recipe}")
-        session = Session(device, display, changes, options.smoke)
+        session = Session(device, display, changes, options.smoke, ranks=ranks)
         if options.out:
-            runs.check_free(options.out)
+            ranks.once(lambda: runs.check_free(options.out))
         first = runs.prepare(recipe, session)  # whatever is wrong shows before anything is written
-        top = options.out or runs.new_folder(recipe.name)
+        top = options.out or ranks.once(lambda: runs.new_folder(recipe.name))
         seeds = range(recipe["seed"], recipe["seed"] + (options.seeds or 1))
         folders = [top / f"seed{seed}" for seed in seeds] if options.seeds else [top]
         jobs = [first.at(folder, seed) for folder, seed in zip(folders, seeds, strict=True)]
     display.say(f"run folder: {top}")
     results = [job.run() for job in jobs]
-    _show_results(jobs[0].recipe.name, results)
-    print(f"pictures: {jobs[0].folder / 'images.png'}")
+    if ranks.first:
+        _show_results(jobs[0].recipe.name, results)
+        print(f"pictures: {jobs[0].folder / 'images.png'}")
 
 
 def _seed_number(folder: Path) -> int:
@@ -94,4 +96,4 @@ def _guaranteed(row: str, privacy: Values, sets: int) -> str:
     return promised + (f" and each of {sets} sets; published together, their epsilons add up" if sets > 1 else "")
 
 
-RUN = Command("Condense, save, train networks on the result and score them.", _run_options, _run)
+RUN = Command("Condense, save, train networks on the result and score them.", _run_options, _run, alone=None)

@@ -14,6 +14,8 @@ from condensate.errors import UserError
 from condensate.recipe import Recipe, Values
 from condensate.runs import check_free, new_folder
 
+BY_JOBS = "a study starts its processes itself: leave torchrun out and say how many with --jobs N"
+
 
 class Study(Protocol):
     """A study that can be carried out in a folder."""

@@ -17,10 +17,12 @@ class Work:
     Args:
         features: Images that go through it without gradient.
         gradients: Images that go through it and back.
+        parts: Into how many equal parts that falls, which several processes can take apart.
     """
 
     features: int
     gradients: int
+    parts: int = 1
 
 
 class Objective(ABC):
@@ -29,6 +31,8 @@ class Objective(ABC):
     Concrete objectives hold their hyper-parameters; of an episode they depend on its number alone, so that a resumed
     run equals an uninterrupted one. The first argument of their constructors is what is matched: a split of real
     images, or expert trajectories if ``matches_experts``; those learn labels and the step size, too, where asked to.
+    The last positional one says which of several processes this is: an objective adds and yields its own share alone,
+    scaled so that the shares of all add up to the whole.
     One that is ``private`` sees real images under noise that nobody can draw again: there, no episode repeats.
     """
 

@@ -14,6 +14,7 @@ from condensate.data import Split
 from condensate.errors import UserError
 from condensate.networks import Network
 from condensate.objectives.base import Objective, Work
+from condensate.ranks import ALONE, Ranks
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset
 
@@ -32,12 +33,15 @@ class DistributionMatching(Objective):
     synthetic side runs by groups of whole classes, and a class larger than a chunk twice, first for its mean; both are
     equal to one big graph. Networks with batch statistics take each side in one forward, as published.
 
+    Several processes deal the classes out: each takes real and synthetic images of its own classes alone.
+
     Args:
         real: Training images.
         network: Re-initialised in place every episode; its parameters are frozen.
         augment: Drawn once a class, applied to real and synthetic images alike (siamese).
         streams: Source of the networks, batches and augmentations.
         compute: Precision, compilation and chunk.
+        ranks: Which of several processes this is.
         batch_real: Real images a class and episode, without replacement.
     """
 
@@ -48,14 +52,21 @@ class DistributionMatching(Objective):
         augment: Augment,
         streams: Streams,
         compute: Compute | None = None,
+        ranks: Ranks = ALONE,
         *,
         batch_real: int = 256,
     ) -> None:
         if batch_real < 1:
             raise UserError(f"objective.batch_real must be at least 1, got {batch_real}")
+        if network.batch_statistics and ranks.world > 1:
+            raise UserError(
+                "batch normalisation sees all classes in one batch, but of several processes each has classes of its "
+                "own: take another normalisation, as in --network.norm instance, or one process without torchrun"
+            )
         compute = compute or Compute()
         self.real, self.augment, self.streams, self.batch_real = real, augment, streams, batch_real
         self.classes = len(real.counts())
+        self.own = ranks.share(range(self.classes))
         self.size = (real.raw.shape[2], real.raw.shape[3])
         self.chunk = None if network.batch_statistics else compute.chunk
         self.network = network.requires_grad_(False).train()
@@ -67,7 +78,7 @@ class DistributionMatching(Objective):
     @classmethod
     def planned(cls, classes: int, images: int, **options: Any) -> Work:
         """The real batches without gradient, the synthetic images with."""
-        return Work(features=classes * int(options["batch_real"]), gradients=images)
+        return Work(features=classes * int(options["batch_real"]), gradients=images, parts=classes)
 
     def episode(self, synthetic: SyntheticDataset, number: int) -> Iterator[Tensor]:
         """One network, one augmentation a class, one update."""
@@ -90,12 +101,11 @@ class DistributionMatching(Objective):
 
     @torch.no_grad()
     def _real_means(self, drawn: Transform, number: int) -> Tensor:
-        """Mean features of a batch of every class: (K, D)."""
-        batches = [
-            self.real.sample(label, self.batch_real, self.streams("real", number, label))
-            for label in range(self.classes)
-        ]
-        index, labels = torch.cat(batches), self.real.labels.new_tensor(range(self.classes))
+        """Mean features of a batch of every class of this process, (K, D); the others' rows count for nothing."""
+        if not self.own:
+            return self.real.labels.new_zeros(self.classes, 1, dtype=torch.float32)
+        batches = [self.real.sample(label, self.batch_real, self.streams("real", number, label)) for label in self.own]
+        index, labels = torch.cat(batches), self.real.labels.new_tensor(self.own)
         labels = labels.repeat_interleave(self.batch_real)
         size = self.chunk or len(index)
         total: Tensor | float = 0.0
@@ -118,7 +128,7 @@ class DistributionMatching(Objective):
     def _add_gradient(self, synthetic: SyntheticDataset, drawn: Transform, target: Tensor) -> Tensor:
         """Add the gradient of the loss to what is stored; the loss."""
         loss = target.new_zeros(())
-        for index in _groups(synthetic.labels, self.chunk):
+        for index in _groups(synthetic.labels, self.chunk, self.own):
             weights = one_hot(synthetic.labels[index], self.classes).float()
             count = weights.sum(0)
             weights = weights / count.clamp(min=1)
@@ -154,13 +164,14 @@ def _augmented_features(network: Network, compute: Compute) -> Callable[..., Ten
     return features
 
 
-def _groups(labels: Tensor, chunk: int | None) -> list[Tensor]:
-    """Indices of images by groups of whole classes of at most ``chunk`` images, or of one larger class."""
+def _groups(labels: Tensor, chunk: int | None, own: list[int]) -> list[Tensor]:
+    """Indices of images of the classes ``own``, by groups of whole classes of at most ``chunk`` images, or of one."""
     order = labels.argsort(stable=True)
     if chunk is None:
         return [order]
     groups: list[list[Tensor]] = [[]]
-    for of_class in order.split(labels.bincount().tolist()):
+    of_classes = order.split(labels.bincount().tolist())
+    for of_class in (of_classes[label] for label in own if label < len(of_classes)):
         if groups[-1] and sum(map(len, groups[-1])) + len(of_class) > chunk:
             groups.append([])
         if len(of_class):

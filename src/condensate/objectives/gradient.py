@@ -16,6 +16,7 @@ from condensate.errors import UserError, unknown
 from condensate.networks import Network
 from condensate.objectives.base import Objective, Work
 from condensate.objectives.programs import Named, inner_product, parameter_gradient, plain, squared_distance
+from condensate.ranks import ALONE, Ranks
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset
 from condensate.training import Examples, Held, fit
@@ -70,6 +71,8 @@ class GradientMatching(Objective):
     equal to one big graph. BatchNorm layers take in 16 real images of every class before each match and are frozen
     during it, as published, so that chunks are exact for them too.
 
+    Several processes deal the classes out for matching; each trains the network itself, and alike.
+
     Args:
         real: Training images.
         network: Re-initialised in place every episode and trained within; its type is that of the computation.
@@ -77,6 +80,7 @@ class GradientMatching(Objective):
             its own.
         streams: Source of the networks, batches, augmentations and the order of training.
         compute: Precision of real gradients, compilation and chunk.
+        ranks: Which of several processes this is.
         outer_loop: Matches an episode, each of which yields.
         inner_loop: Epochs of training between two matches.
         batch_real: Real images a class and match, without replacement.
@@ -93,6 +97,7 @@ class GradientMatching(Objective):
         augment: Augment,
         streams: Streams,
         compute: Compute | None = None,
+        ranks: Ranks = ALONE,
         *,
         outer_loop: int = 1,
         inner_loop: int = 1,
@@ -117,7 +122,7 @@ class GradientMatching(Objective):
             raise unknown("objective.distance", str(distance), DISTANCES)
         self.real, self.network, self.streams = real, network.requires_grad_(True), streams
         self.augment = augment if siamese else Augment([])
-        self.compute = compute or Compute()
+        self.compute, self.ranks = compute or Compute(), ranks
         self.outer_loop, self.inner_loop = outer_loop, inner_loop
         self.batch_real, self.batch_train, self.lr_net = batch_real, batch_train, lr_net
         self.classes = len(real.counts())
@@ -138,7 +143,7 @@ class GradientMatching(Objective):
         """
         outer, inner = int(options["outer_loop"]), int(options["inner_loop"])
         matched, trained = outer * images, (outer - 1) * inner * images
-        return Work(matched, outer * classes * int(options["batch_real"]) + 2 * matched + trained)
+        return Work(matched, outer * classes * int(options["batch_real"]) + 2 * matched + trained, classes)
 
     def episode(self, synthetic: SyntheticDataset, number: int) -> Iterator[Tensor]:
         """One network, matched ``outer_loop`` times and trained between."""
@@ -171,12 +176,13 @@ class GradientMatching(Objective):
         drawn = self.augment.draw(self.streams("augment", number, step), self.classes, self.size)
         low = self.dtype if self.compute.precision == torch.float32 else self.compute.precision
         state, low_state = self._state(self.dtype), self._state(low)
-        losses = []
-        for label, index in members.items():
+        loss = torch.zeros((), dtype=self.dtype, device=synthetic.labels.device)
+        for label in self.ranks.share(list(members)):
+            index = members[label]
             batch = self.real.sample(label, self.batch_real, self.streams("real", number, step, label))
             target = self._mean_gradient(low_state, self._reader(self.real, label, drawn), batch)
-            losses.append(self._add_class(state, synthetic, self._reader(synthetic, label, drawn), index, target))
-        return torch.stack(losses).sum()
+            loss += self._add_class(state, synthetic, self._reader(synthetic, label, drawn), index, target)
+        return loss
 
     def _add_class(
         self, state: State, synthetic: SyntheticDataset, read: Reader, index: Tensor, target: Named

@@ -17,6 +17,7 @@ from condensate.errors import UserError
 from condensate.networks import Network
 from condensate.objectives.base import Objective, Work
 from condensate.objectives.distribution import DistributionMatching
+from condensate.ranks import ALONE, Ranks
 from condensate.streams import Secret, Streams
 from condensate.synthetic import SyntheticDataset
 
@@ -63,6 +64,7 @@ class PrivateDistributionMatching(Objective):
         augment: Likewise.
         streams: Source of the networks and augmentations.
         compute: Precision, compilation and chunk.
+        ranks: One process only: noise drawn by several would not be that of the guarantee.
         batch_real: Real images expected a class and episode. All join where it exceeds the images there are.
         clip: Longest distance from the synthetic mean that counts, C; longer ones are shortened to it.
         noise_multiplier: Standard deviation of the noise in units of ``clip``.
@@ -78,6 +80,7 @@ class PrivateDistributionMatching(Objective):
         augment: Augment,
         streams: Streams,
         compute: Compute | None = None,
+        ranks: Ranks = ALONE,
         *,
         batch_real: int = 256,
         clip: float = 1.0,
@@ -94,6 +97,11 @@ class PrivateDistributionMatching(Objective):
                 f"objective.delta {delta:g} is too large to promise much: choose it below 1 / {len(real)}, one over "
                 "the number of training images",
                 stacklevel=2,
+            )
+        if ranks.world > 1:
+            raise UserError(
+                "private matching draws its noise once, in one process: run it without torchrun; condensate evaluate "
+                "scores the set in several processes"
             )
         if network.batch_statistics:
             raise UserError(

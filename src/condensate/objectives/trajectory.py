@@ -15,6 +15,7 @@ from condensate.experts import Trajectories
 from condensate.networks import Network
 from condensate.objectives.base import Objective, Work
 from condensate.objectives.programs import Named, inner_product, parameter_gradient, plain, squared_distance
+from condensate.ranks import ALONE, Ranks
 from condensate.streams import Streams
 from condensate.synthetic import LARGEST_STEP_SIZE, SMALLEST_STEP_SIZE, SyntheticDataset
 
@@ -56,12 +57,15 @@ class TrajectoryMatching(Objective):
     Batches are pieces of a permutation of the whole set, the last one first, drawn anew when it is used up. BatchNorm
     layers use their batch's statistics, as in training, and go through the network in one piece.
 
+    Several processes deal out the experts of an episode; those past their number have nothing to match.
+
     Args:
         experts: Trajectories of the same network on real images.
         network: Its parameters are not used; its type is that of the computation.
         augment: Drawn anew for every batch, one operator a batch, its parameters per image (not siamese).
         streams: Source of the start epochs, batches and augmentations.
         compute: Compilation and chunk. Everything is computed in the network's own precision.
+        ranks: Which of several processes this is.
         syn_steps: Steps of the student.
         expert_epochs: Epochs of the expert that they stand for.
         max_start_epoch: The student starts after an epoch drawn uniformly from 0 to below this.
@@ -79,6 +83,7 @@ class TrajectoryMatching(Objective):
         augment: Augment,
         streams: Streams,
         compute: Compute | None = None,
+        ranks: Ranks = ALONE,
         *,
         syn_steps: int = 50,
         expert_epochs: int = 2,
@@ -103,6 +108,7 @@ class TrajectoryMatching(Objective):
         self.compute = compute or Compute()
         self.syn_steps, self.expert_epochs, self.max_start_epoch = syn_steps, expert_epochs, max_start_epoch
         self.batch_syn, self.experts_per_step = batch_syn, experts_per_step
+        self.own = ranks.share(range(experts_per_step))
         replace_all_batch_norm_modules_(network)  # in place: batch statistics always, and no buffers
         self.network = network.requires_grad_(True).train()
         self.chunk = None if network.batch_statistics else self.compute.chunk
@@ -117,7 +123,11 @@ class TrajectoryMatching(Objective):
         """3 forwards' operations an image and step on the way, 9 on the way back."""
         batch = options["batch_syn"] or images
         check_batch(batch, images)
-        return Work(0, 4 * int(options["experts_per_step"]) * int(options["syn_steps"]) * int(batch))
+        return Work(
+            0,
+            4 * int(options["experts_per_step"]) * int(options["syn_steps"]) * int(batch),
+            int(options["experts_per_step"]),
+        )
 
     def episode(self, synthetic: SyntheticDataset, number: int) -> Iterator[Tensor]:
         """One student for each of ``experts_per_step`` experts; all experts come up before one comes again."""
@@ -132,9 +142,10 @@ class TrajectoryMatching(Objective):
             labels.to(self.dtype) if labels.is_floating_point() else labels,
             synthetic.step_size.detach().to(self.dtype),
         )
-        yield torch.stack(
-            [self._add_gradient(synthetic, current, number, k) for k in range(self.experts_per_step)]
-        ).mean()
+        loss = torch.zeros((), dtype=self.dtype, device=self.device)
+        for which in self.own:
+            loss += self._add_gradient(synthetic, current, number, which)
+        yield loss / self.experts_per_step
 
     def _add_gradient(self, synthetic: SyntheticDataset, current: _Set, number: int, which: int) -> Tensor:
         """Add one expert's share of the gradient to what is stored; its loss."""

@@ -86,7 +86,8 @@ class Parameterization(nn.Module, ABC):
 
     def subset(self, index: Tensor) -> Self:
         """A storage of the same kind with the images at ``index`` (k,) alone; stored tensors have a row an image."""
-        chosen = type(self)(len(index), self.shape, **self.options()).to(index.device)
+        dtype = next((parameter.dtype for parameter in self.parameters()), None)
+        chosen = type(self)(len(index), self.shape, **self.options()).to(index.device, dtype)
         chosen.restore_({name: tensor[index] for name, tensor in self.stored().items()})
         return chosen
 
