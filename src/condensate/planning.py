@@ -1,6 +1,7 @@
 """What a run will take, before it is started."""
 
 import json
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,8 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from condensate import assemble
 from condensate.atomic import replacing
 from condensate.compute import PRECISIONS
-from condensate.data import KNOWN, ImageData
+from condensate.data import KNOWN, ImageData, look
 from condensate.data.cache import folder as cache_folder
+from condensate.data.disk import AHEAD
 from condensate.networks import NETWORKS, Network
 from condensate.objectives import OBJECTIVES
 from condensate.objectives.trajectory import last_epoch
@@ -26,6 +28,7 @@ from condensate.streams import Streams
 from condensate.whitening import check_size, side_bytes
 
 PATIENCE = 0.8  # seconds a measurement goes on for
+INDEX_BYTES = 24  # held of an image on disk: its label, its row and its place in its class
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class ExpertPlan:
 
     Args:
         count: Of them.
-        missing: To be made first; all of them where the data are not at hand, or whitened.
+        missing: To be made first; all of them where the data are not at hand, or are still to be measured or whitened.
         epochs: Kept of each.
         bytes: Of all of them on disk.
         seconds: Of making those that are missing; None where the data are not at hand.
@@ -172,8 +175,10 @@ def _experts(recipe: Recipe, shape: Shape, classes: int, data: ImageData | None,
     kept = (epochs + 1) * _parameters(recipe, shape, classes) * PRECISIONS[options.precision].itemsize * options.count
     if data is None:
         return ExpertPlan(options.count, options.count, epochs, kept, None)
-    whitened = recipe["data"]["zca"]  # which experts are there shows only after the whitening is fitted
-    missing = options.count if whitened else len(assemble.experts(recipe, data).missing())
+    said = recipe["data"]
+    unmeasured = said["hold"] == "disk" and None in (said["mean"], said["std"])
+    unseen = said["zca"] or unmeasured  # which experts are there shows only after that
+    missing = options.count if unseen else len(assemble.experts(recipe, data).missing())
     return ExpertPlan(options.count, missing, epochs, kept, missing * epochs * len(data.train) / rates.training)
 
 
@@ -183,11 +188,13 @@ def _parameters(recipe: Recipe, shape: Shape, classes: int) -> int:
 
 def _data(recipe: Recipe) -> tuple[Shape, int, int, ImageData | None]:
     """Shape, number of classes, bytes held, and the data; what is not at hand is not fetched."""
-    name, path = recipe["data"]["name"], recipe["data"]["path"]
+    name, path, hold = (recipe["data"][key] for key in ("name", "path", "hold"))
     if path is None and name in KNOWN and name != "digits":
         return KNOWN[name].shape, KNOWN[name].classes, 0, None
-    data: ImageData = assemble.image_data(recipe.with_values(data={"zca": False}), torch.device("cpu"))
-    return data.shape, len(data.classes), data.train.raw.numel() + data.test.raw.numel(), data
+    data = look(**recipe["data"] | {"zca": False})
+    count, image = len(data.train) + len(data.test), math.prod(data.shape)
+    held = count * image if hold == "memory" else count * INDEX_BYTES + min(AHEAD, count * image)
+    return data.shape, len(data.classes), held, data
 
 
 def _evaluated_work(recipe: Recipe, shape: Shape, classes: int) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import count
 from typing import Any, Literal
 
 import torch
@@ -121,7 +122,7 @@ class GradientMatching(Objective):
         self.outer_loop, self.inner_loop = outer_loop, inner_loop
         self.batch_real, self.batch_train, self.lr_net = batch_real, batch_train, lr_net
         self.classes = len(real.counts())
-        self.size = (real.raw.shape[2], real.raw.shape[3])
+        self.size = (real.shape[1], real.shape[2])
         self.dtype = next(network.parameters()).dtype
         self.distance = DISTANCES[distance]
         gradient = parameter_gradient(network, siamese, self.compute.memory_format)
@@ -147,11 +148,29 @@ class GradientMatching(Objective):
         of_classes = synthetic.labels.argsort(stable=True).split(synthetic.labels.bincount().tolist())
         members = {label: index for label, index in enumerate(of_classes) if len(index)}
         self.network.reset_(self.streams("network", number))
+        labels = list(members)
+        if not self.real.expects(next(self._readings(labels, number))):
+            self.real.expect(index for later in count(number) for index in self._readings(labels, later))
         for step in range(self.outer_loop):
-            self._settle_statistics(list(members), number, step)
+            self._settle_statistics(labels, number, step)
             yield self._add_gradient(synthetic, members, number, step)
             if step + 1 < self.outer_loop:
                 self._train(synthetic, self.streams("inner", number, step))
+
+    def _readings(self, labels: list[int], number: int) -> Iterator[Tensor]:
+        """Indices of the real images that an episode reads, in its order."""
+        for step in range(self.outer_loop):
+            if self.network.batch_statistics:
+                yield self._for_statistics(labels, number, step)
+            for label in labels:
+                yield from self.compute.pieces(self._real_batch(number, step, label))
+
+    def _real_batch(self, number: int, step: int, label: int) -> Tensor:
+        return self.real.sample(label, self.batch_real, self.streams("real", number, step, label))
+
+    def _for_statistics(self, labels: list[int], number: int, step: int) -> Tensor:
+        draw = partial(self.streams, "statistics", number, step)
+        return torch.cat([self.real.sample(label, STATISTICS_IMAGES, draw(label)) for label in labels])
 
     @torch.no_grad()
     def _settle_statistics(self, labels: list[int], number: int, step: int) -> None:
@@ -159,9 +178,7 @@ class GradientMatching(Objective):
         self.network.train()
         if not self.network.batch_statistics:
             return
-        draw = partial(self.streams, "statistics", number, step)
-        index = torch.cat([self.real.sample(label, STATISTICS_IMAGES, draw(label)) for label in labels])
-        self.network(self.real.images(index).to(self.dtype))
+        self.network(self.real.images(self._for_statistics(labels, number, step)).to(self.dtype))
         for module in self.network.modules():
             if isinstance(module, _BatchNorm):
                 module.eval()
@@ -173,7 +190,7 @@ class GradientMatching(Objective):
         state, low_state = self._state(self.dtype), self._state(low)
         losses = []
         for label, index in members.items():
-            batch = self.real.sample(label, self.batch_real, self.streams("real", number, step, label))
+            batch = self._real_batch(number, step, label)
             target = self._mean_gradient(low_state, self._reader(self.real, label, drawn), batch)
             losses.append(self._add_class(state, synthetic, self._reader(synthetic, label, drawn), index, target))
         return torch.stack(losses).sum()
