@@ -1,5 +1,6 @@
 """Images that stay encoded on disk: decoded as they are read, and ahead of that where it is known what comes."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -14,7 +15,8 @@ from condensate.data.pool import Job, Pool
 from condensate.data.raw import RawImages
 from condensate.errors import UserError
 
-AHEAD = 1 << 25  # bytes decoded before they are read, and up to one reading more
+AHEAD = 1 << 25  # bytes decoded before they are read, and up to one reading more...
+MOST = 1 << 13  # ...and images, where they are small
 
 
 class _Coming(NamedTuple):
@@ -36,6 +38,7 @@ class Reader:
         self.pool, self.waited = pool, 0.0
         self._announced: Iterator[tuple[int, np.ndarray, bool]] = iter(())
         self._coming: deque[_Coming] = deque()
+        self._ahead = 0  # images that are coming
 
     def read(self, file: int, rows: np.ndarray, pin: bool = False) -> Tensor:
         """The images of ``rows`` (k,), int64, of a file: (k, C, H, W), uint8, on the CPU.
@@ -46,12 +49,7 @@ class Reader:
         """
         began, key = time.perf_counter(), (file, rows.tobytes())
         try:
-            if any(coming[:2] == key for coming in self._coming):
-                while self._coming[0][:2] != key:  # passed over: not read any more
-                    self.pool.forget({self._coming.popleft().job})
-                job = self._coming.popleft().job
-            else:
-                job = self.pool.decode(file, rows, first=True, pin=pin)
+            job = self._come(key) or self.pool.decode(file, rows, first=True, pin=pin)
             self._go_on()
             return job.result()
         except ImageError as error:
@@ -69,20 +67,26 @@ class Reader:
         if self.pool.workers:
             self.pool.forget({coming.job for coming in self._coming})
             self._coming.clear()
-            self._announced = announced
+            self._ahead, self._announced = 0, announced
             self._go_on()
 
     def _go_on(self) -> None:
         """Have decoded what is announced, up to the bytes that may be held."""
-        each = int(np.prod(self.pool.shape))
-        held = sum(len(coming.rows) // 8 for coming in self._coming) * each
-        while held < AHEAD:
-            following = next(self._announced, None)
-            if following is None:
-                return
+        most = min(AHEAD // math.prod(self.pool.shape), MOST)
+        while self._ahead < most and (following := next(self._announced, None)) is not None:
             file, rows, pin = following
             self._coming.append(_Coming(file, rows.tobytes(), self.pool.decode(file, rows, pin=pin)))
-            held += len(rows) * each
+            self._ahead += len(rows)
+
+    def _come(self, key: tuple[int, bytes]) -> Job | None:
+        """The announced reading of these rows, begun before; None if there is none. Those before it are given up."""
+        found = next((place for place, coming in enumerate(self._coming) if coming[:2] == key), None)
+        if found is None:
+            return None
+        passed = [self._coming.popleft() for _ in range(found + 1)]
+        self._ahead -= sum(len(coming.rows) // 8 for coming in passed)
+        self.pool.forget({coming.job for coming in passed[:-1]})
+        return passed[-1].job
 
 
 class OnDisk(RawImages):
