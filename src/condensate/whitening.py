@@ -108,7 +108,7 @@ def fit(images: Tensor | Iterable[Tensor]) -> Whitening:
     chunk. Signs of eigenvectors, which mean nothing, are such that each one's largest entry is positive.
 
     Args:
-        images: (N, C, H, W), uint8; or parts of them in order, each but the last of 1,024 images.
+        images: (N, C, H, W), uint8; or parts of them in order, of at most 1,024 images each.
 
     Raises:
         UserError: An image has more than 3,072 values, or there is only one.

@@ -1,10 +1,12 @@
 """A process that loads images from disk and condenses them for a few episodes; prints what memory it took, as JSON.
 
-Counted is RssAnon of Linux, which leaves out pages mapped from files, of this process and of those that decode.
+Counted is RssAnon of Linux, which leaves out pages mapped from files, of this process and of those that decode, beyond
+what imports and the same episodes on few images in memory take.
 Arguments: folder of Parquet files, number of workers.
 """
 
 import json
+import math
 import subprocess
 import sys
 import threading
@@ -15,8 +17,20 @@ import datasets
 import pyarrow.parquet
 import torch
 
-from condensate import Augment, Compute, ConvNet, DistributionMatching, LowRank, Streams, SyntheticDataset
-from condensate import class_major, condense, load_data
+from condensate import (
+    Augment,
+    Compute,
+    ConvNet,
+    DistributionMatching,
+    ImageData,
+    LowRank,
+    Streams,
+    SyntheticDataset,
+    class_major,
+    condense,
+    from_arrays,
+    load_data,
+)
 
 IDLE = """
 import numpy, pyarrow, pyarrow.ipc
@@ -34,8 +48,10 @@ def resident(pid: int | str) -> int:
     return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
-def children() -> list[str]:
-    return Path("/proc/self/task").joinpath(str(threading.main_thread().native_id), "children").read_text().split()
+def decoding() -> list[str]:
+    """Children that decode; one that is just being started still is this process, and would count it twice."""
+    children = Path("/proc/self/task").joinpath(str(threading.main_thread().native_id), "children").read_text().split()
+    return [pid for pid in children if b"imagefile.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 class Peak(threading.Thread):
@@ -43,24 +59,17 @@ class Peak(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.bytes, self.start_children = 0, 0
+        self.bytes = 0
 
     def run(self) -> None:
         while True:
-            self.bytes = max(self.bytes, resident("self") + sum(map(resident, children())))
+            self.bytes = max(self.bytes, resident("self") + sum(map(resident, decoding())))
             time.sleep(0.02)
 
 
-def main(folder: str, workers: int) -> None:
-    torch.set_num_threads(1)
-    idle = subprocess.run([sys.executable, "-c", IDLE], capture_output=True, text=True, check=True).stdout
-    imported, peak = resident("self"), Peak()
-    peak.start()
-    began = time.monotonic()
-    data = load_data(path=folder, hold="disk", workers=workers)
-    loaded = time.monotonic() - began
+def episodes(data: ImageData) -> None:
+    """Five of distribution matching."""
     streams, classes = Streams(0), len(data.classes)
-    network = ConvNet(data.shape, classes, width=8)
     synthetic = SyntheticDataset(
         LowRank(classes, data.shape, rank=2),
         class_major(classes, 1),
@@ -69,16 +78,28 @@ def main(folder: str, workers: int) -> None:
         std=data.std,
     )
     synthetic.parameterization.reset_(streams("start"))
-    compute = Compute(chunk=16)
-    matching = DistributionMatching(data.train, network, Augment(["crop", "flip"]), streams, compute, batch_real=32)
+    network, augment, compute = ConvNet(data.shape, classes, width=8), Augment(["crop", "flip"]), Compute(chunk=16)
+    matching = DistributionMatching(data.train, network, augment, streams, compute, batch_real=32)
     condense(synthetic, matching, episodes=5, lr=1.0)
-    beyond = peak.bytes - imported - workers * 1024 * int(idle)
-    values = torch.Size(data.shape).numel()
-    print(
-        json.dumps({"images": len(data.train), "decoded": len(data.train) * values, "beyond": beyond, "load": loaded})
-    )
+
+
+def main(folder: str, workers: int) -> None:
+    torch.set_num_threads(1)
+    idle = subprocess.run([sys.executable, "-c", IDLE], capture_output=True, text=True, check=True).stdout
+    few, labels = torch.zeros(10 * 32, 3, 64, 64, dtype=torch.uint8), class_major(10, 32)
+    episodes(from_arrays(few, labels, few, labels))
+    before, peak = resident("self"), Peak()
+    peak.start()
+    began = time.monotonic()
+    data = load_data(path=folder, hold="disk", workers=workers)
+    loaded = time.monotonic() - began
+    episodes(data)
+    beyond = peak.bytes - before - workers * 1024 * int(idle)
+    held = len(data.train) * math.prod(data.shape)
+    print(json.dumps({"images": len(data.train), "decoded": held, "beyond": beyond, "load": round(loaded, 1)}))
 
 
 if __name__ == "__main__":
-    assert datasets and pyarrow.parquet  # what load_data imports is no memory of the data
+    assert datasets
+    assert pyarrow.parquet
     main(sys.argv[1], int(sys.argv[2]))

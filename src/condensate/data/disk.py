@@ -15,7 +15,7 @@ from condensate.data.pool import Job, Pool
 from condensate.data.raw import RawImages
 from condensate.errors import UserError
 
-AHEAD = 1 << 25  # bytes decoded before they are read, and up to one reading more...
+AHEAD = 1 << 24  # bytes decoded before they are read, and up to one reading more...
 MOST = 1 << 13  # ...and images, where they are small
 
 

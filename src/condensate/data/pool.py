@@ -1,6 +1,8 @@
 """Processes that decode images of Arrow files."""
 
 import json
+import math
+import mmap
 import os
 import subprocess
 import sys
@@ -19,7 +21,8 @@ from torch import Tensor
 from condensate.data import imagefile
 from condensate.data.imagefile import FINE, REPLY, REQUEST, ImageError
 
-AT_ONCE = 64  # images decoded for one request
+AT_ONCE = 64  # images decoded for one request...
+AT_ONCE_BYTES = 1 << 20  # ...or fewer, if they are large
 PIPE = 1 << 20  # bytes that fit between two processes, where the system lets one choose
 
 
@@ -141,8 +144,9 @@ class Pool:
             first: Before all else that waits.
             pin: Whether the memory is pinned, to be copied to a GPU.
         """
-        parts = np.split(rows, range(AT_ONCE, len(rows), AT_ONCE)) if len(rows) else []
-        job = Job(torch.empty(len(rows), *self.shape, dtype=torch.uint8, pin_memory=pin), len(parts))
+        size = min(AT_ONCE, max(AT_ONCE_BYTES // math.prod(self.shape), 1))
+        parts = np.split(rows, range(size, len(rows), size)) if len(rows) else []
+        job = Job(_room((len(rows), *self.shape), pin), len(parts))
         target, start, requests = job.pixels.numpy(), 0, []
         for part in parts:
             requests.append(_Request(file, part, memoryview(target[start : start + len(part)].data).cast("B"), job))
@@ -177,6 +181,14 @@ class Pool:
             threads[-1].start()
             self.processes.append(process)
         finalize(self, _end, self.processes, threads, self._queue, os.getpid())
+
+
+def _room(shape: tuple[int, ...], pin: bool) -> Tensor:
+    """Room for pixels, uint8, straight from the system: what goes through here would leave the heap full of holes."""
+    if pin or not math.prod(shape) or not hasattr(mmap, "MAP_ANONYMOUS"):
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
+    room = mmap.mmap(-1, math.prod(shape), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(room, dtype=torch.uint8).view(shape)
 
 
 def _serve(process: "subprocess.Popen[bytes]", queue: _Queue) -> None:
