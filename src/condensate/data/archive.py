@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from shutil import rmtree
 from types import ModuleType
@@ -25,7 +24,7 @@ from condensate.data.pool import Pool
 from condensate.errors import UserError
 
 FORMAT = 1  # to be raised when what is written changes
-BATCH = 100  # images written at once
+BATCH, BATCH_BYTES = 4096, 1 << 23  # most images, and about most bytes, written at once: few batches are soon mapped
 SPLITS = ("train", "test")
 
 
@@ -145,23 +144,36 @@ def _write(file: Path, split: Encoded, labels: np.ndarray, classes: tuple[str, .
     kinds: dict[Header, int] = {}
     whole = hashlib.sha256(labels.tobytes())
     features = Features({"image": Image(decode=False), "label": ClassLabel(names=list(classes))})
-    contents = split.contents()
-    with ArrowWriter(features=features, path=str(file), writer_batch_size=BATCH) as writer:
-        for start in range(0, len(labels), BATCH):
-            images = []
-            for row, content in enumerate(islice(contents, BATCH), start):
+    row = 0
+    with ArrowWriter(features=features, path=str(file)) as writer:
+        for contents in _batches(split.contents()):
+            images, first = [], row
+            for row, content in enumerate(contents, first):
                 try:
                     kinds.setdefault(header(content), row)
                 except ImageError as error:
                     raise UserError(f"{split.where(row)} {error}") from error
                 whole.update(hashlib.sha256(content).digest())
                 images.append({"bytes": content, "path": split.where(row)})
-            part = pyarrow.array(labels[start : start + BATCH])
-            writer.write_table(
-                pyarrow.table({"image": pyarrow.array(images, features["image"].pa_type), "label": part})
-            )
+            row += 1
+            column = pyarrow.array(images, features["image"].pa_type)
+            table = pyarrow.table({"image": column, "label": pyarrow.array(labels[first:row])})
+            writer.write_table(table, writer_batch_size=len(table))
         writer.finalize()
     return [[*kind, row] for kind, row in kinds.items()], whole.digest()
+
+
+def _batches(contents: Iterator[bytes]) -> Iterator[list[bytes]]:
+    """Files in lists of a bounded size."""
+    batch, size = list[bytes](), 0
+    for content in contents:
+        batch.append(content)
+        size += len(content)
+        if len(batch) == BATCH or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _one_shape(
