@@ -125,7 +125,7 @@ def start(recipe: Recipe, data: ImageData, streams: Streams, outputs: int | None
     Networks have ``outputs``, as many as classes if None; a part of a stream has fewer classes than its networks tell
     apart.
     """
-    classes, device = len(data.classes), data.train.raw.device
+    classes, device = len(data.classes), data.train.device
     each = images_per_class(recipe, classes, data.shape)
     storage = PARAMETERIZATIONS[recipe["parameterization"]["name"]]
     stored = storage(classes * each, data.shape, **recipe.options("parameterization")).to(device)
@@ -139,7 +139,8 @@ def start(recipe: Recipe, data: ImageData, streams: Streams, outputs: int | None
     real = data.train.seen_through(None) if data.whitening is not None and stored.holds_pixels else data.train
     STARTS[recipe["start"]["name"]](stored, real, trained_features, streams, **recipe.options("start"))
     privacy = guarantee(recipe, data)
-    described = recipe.with_values(data={"path": None})  # the same bytes wherever the data and the experts lay
+    nowhere = {"path": None, "hold": "memory", "workers": None}
+    described = recipe.with_values(data=nowhere)  # the same bytes wherever the data and the experts lay
     described = replace(described, values={k: v for k, v in described.values.items() if k not in STUDIES})
     if recipe.experts is not None:
         described = described.with_values(experts={"store": None, "make": True})
@@ -237,7 +238,7 @@ def make_experts(
     """The store of the recipe's experts, those missing made on the device of the data, ``first`` before others."""
     store, options = experts(recipe, data, outputs), recipe.experts
     assert options is not None
-    device = data.train.raw.device
+    device = data.train.device
     streams, augment = Streams(options.seed, device), Augment(**recipe["augment"])
     trained = network(recipe, data.shape, outputs or len(data.classes), streams("network"))
     passes = len(store.missing()) * store.epochs * len(data.train)

@@ -173,20 +173,23 @@ class Condensation:
             display.say("compiling: the first episode takes up to a minute longer, the others half as long")
         told: list[int] = []
         logged, last = self.folder / "log.jsonl" if ranks.first else Path(os.devnull), time.monotonic()
+        waited = self.data.train.waited
         with logged.open("a") as log, display.work(f"{self.title}: condense", options.episodes, start) as step:
 
             def after(progress: Progress) -> None:
-                nonlocal last
+                nonlocal last, waited
                 now, count = time.monotonic(), len(progress.losses)
                 for past, loss in enumerate(progress.losses):
                     number = progress.episode - count + 1 + past
                     line = {"episode": number, "loss": loss, "seconds": round((now - last) / count, 6)}
+                    if recipe["data"]["hold"] == "disk":
+                        line["waited"] = round((self.data.train.waited - waited) / count, 6)
                     if progress.step_sizes:
                         line["step_size"] = progress.step_sizes[past]
                     if progress.projected and past + 1 == count:
                         line["projected"] = progress.projected
                     log.write(json.dumps(line) + "\n")
-                last = now
+                last, waited = now, self.data.train.waited
                 if progress.projected and not told:
                     told.append(progress.episode)
                     display.say(

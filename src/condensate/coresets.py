@@ -82,7 +82,9 @@ def embed(network: Network, real: Split, chunk: int = 512) -> Callable[[Tensor],
     @torch.no_grad()
     def features(index: Tensor) -> Tensor:
         network.eval()
-        return torch.cat([network.features(real.images(part)) for part in index.split(chunk)])
+        parts = index.split(chunk)
+        real.expect(parts)
+        return torch.cat([network.features(real.images(part)) for part in parts])
 
     return features
 

@@ -1,6 +1,7 @@
 """What a run will take, before it is started."""
 
 import json
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,8 +15,9 @@ from torch.nn.functional import cross_entropy
 from condensate import assemble
 from condensate.atomic import replacing
 from condensate.compute import PRECISIONS
-from condensate.data import KNOWN, ImageData
+from condensate.data import KNOWN, ImageData, look
 from condensate.data.cache import folder as cache_folder
+from condensate.data.disk import AHEAD
 from condensate.evaluation import HELD_BYTES
 from condensate.networks import NETWORKS
 from condensate.objectives import OBJECTIVES
@@ -31,6 +33,7 @@ SCRATCH_BYTES = 100 * 2**20  # what libraries take once they are used, whatever 
 COMPILER_BYTES = 64 * 2**20  # what torch.compile keeps of the programs it has made
 SCORED = 10_000  # images that score, as most data sets have
 SCORED_AT_ONCE = 512  # images, see ``training.accuracy``
+INDEX_BYTES = 24  # held of an image on disk: its label, its row and its place in its class
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class ExpertPlan:
 
     Args:
         count: Of them.
-        missing: To be made first; all of them where the data are not at hand, or whitened.
+        missing: To be made first; all of them where the data are not at hand, or are still to be measured or whitened.
         epochs: Kept of each.
         bytes: Of all of them on disk.
         seconds: Of making those that are missing; None where the data are not at hand.
@@ -174,8 +177,10 @@ def _experts(recipe: Recipe, shape: Shape, classes: int, data: ImageData | None,
     kept = (epochs + 1) * _parameters(recipe, shape, classes) * PRECISIONS[options.precision].itemsize * options.count
     if data is None:
         return ExpertPlan(options.count, options.count, epochs, kept, None)
-    whitened = recipe["data"]["zca"]  # which experts are there shows only after the whitening is fitted
-    missing = options.count if whitened else len(assemble.experts(recipe, data).missing())
+    said = recipe["data"]
+    unmeasured = said["hold"] == "disk" and None in (said["mean"], said["std"])
+    unseen = said["zca"] or unmeasured  # which experts are there shows only after that
+    missing = options.count if unseen else len(assemble.experts(recipe, data).missing())
     return ExpertPlan(options.count, missing, epochs, kept, missing * epochs * len(data.train) / rates.training)
 
 
@@ -185,11 +190,13 @@ def _parameters(recipe: Recipe, shape: Shape, classes: int) -> int:
 
 def _data(recipe: Recipe) -> tuple[Shape, int, int, ImageData | None]:
     """Shape, number of classes, bytes held, and the data; what is not at hand is not fetched."""
-    name, path = recipe["data"]["name"], recipe["data"]["path"]
+    name, path, hold = (recipe["data"][key] for key in ("name", "path", "hold"))
     if path is None and name in KNOWN and name != "digits":
         return KNOWN[name].shape, KNOWN[name].classes, 0, None
-    data: ImageData = assemble.image_data(recipe.with_values(data={"zca": False}), torch.device("cpu"))
-    return data.shape, len(data.classes), data.train.raw.numel() + data.test.raw.numel(), data
+    data = look(**recipe["data"] | {"zca": False})
+    count, image = len(data.train) + len(data.test), math.prod(data.shape)
+    held = count * image if hold == "memory" else count * INDEX_BYTES + min(AHEAD, count * image)
+    return data.shape, len(data.classes), held, data
 
 
 def _evaluated_work(recipe: Recipe, shape: Shape, classes: int) -> float:

@@ -1,6 +1,7 @@
 """What is written down of a run: the environment, the result, and files that are whole or absent."""
 
 import json
+import math
 import platform
 import resource
 import subprocess
@@ -73,7 +74,7 @@ def stored(synthetic: SyntheticDataset, artefact: Path) -> Values:
 
 def stored_full(data: ImageData) -> Values:
     """What all training images take, at a byte a value."""
-    numbers = data.train.raw.numel()
+    numbers = len(data.train) * math.prod(data.shape)
     per_class = round(len(data.train) / len(data.classes))
     bytes_ = {"tensor_bytes": numbers, "file_bytes": None, "side_bytes": 0}
     return {"numbers": numbers, **bytes_, "images_per_class": per_class}

@@ -65,7 +65,7 @@ def smoked(recipe: Recipe) -> Recipe:
         condense={"episodes": min(1, recipe.condense.episodes)},
         evaluate={"networks": ["same"], "repeats": 1, "epochs": 1, "epochs_full": 1, "split": "test"},
         compare=[],
-        data={"zca": False},
+        data={"zca": False, "hold": "memory", "workers": None},
     )
 
 
@@ -214,8 +214,8 @@ def settled(recipe: Recipe, data: ImageData, session: Session, resumed: bool) ->
     return chosen
 
 
-# Which images a comparison row has is the run's; how they are seen is its own.
-WHICH_IMAGES = ("name", "path", "size", "channels", "validation")
+# Which images a comparison row has, and where, is the run's; how they are seen is its own.
+WHICH_IMAGES = ("name", "path", "size", "channels", "validation", "hold", "workers")
 
 
 def row_recipe(recipe: Recipe, row: str, data: ImageData, session: Session) -> Recipe:

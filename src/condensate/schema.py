@@ -45,6 +45,7 @@ def complete(name: str, values: Values, about: Mapping[str, str] | None = None) 
         raise UserError("condense.lr_labels and lr_step need an objective that learns them: mtt")
     Augment(**recipe["augment"])
     data.check_zca(**{key: recipe["data"][key] for key in ("mean", "std", "zca")})
+    data.check_hold(recipe["data"]["hold"], recipe["data"]["workers"])
     pixel_std = recipe["start"].get("pixel_std")
     if pixel_std is not None and not 0 < pixel_std < math.inf:
         raise UserError(f"start.pixel_std must be above 0 and finite, got {pixel_std}")

@@ -1,8 +1,8 @@
 """The one loop that trains networks: on synthetic sets, on real data, for experts and for replay."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -27,6 +27,14 @@ class Examples(Protocol):
 
     def images(self, index: Tensor | None = None) -> Tensor:
         """Normalised images at ``index``, all if None: (k,) -> (k, C, H, W)."""
+
+
+@runtime_checkable
+class ReadAhead(Protocol):
+    """Examples that can be read ahead of their use."""
+
+    def expect(self, coming: Iterable[Tensor]) -> None:
+        """Say at which indices images are read from now on."""
 
 
 class Augmentation(Protocol):
@@ -151,8 +159,10 @@ def fit(
         if drop and epoch == epochs // 2:
             optimizer.param_groups[0]["lr"] = lr * 0.1
         orders = [torch.randperm(len(examples), generator=own, device=own.device) for own in generators]
-        for indices in zip(*(order.split(batch) for order in orders), strict=True):
-            index = torch.cat(indices)
+        batches = [torch.cat(indices) for indices in zip(*(order.split(batch) for order in orders), strict=True)]
+        if isinstance(examples, ReadAhead):
+            examples.expect(batches)
+        for index in batches:
             images, labels = examples.images(index), examples.labels[index]
             if replay is None:
                 value = loss(_augmented(images, augment, generators).detach(), labels.detach())
@@ -211,6 +221,9 @@ def accuracy(network: Network, examples: Examples, batch: int = 512) -> float:
     """Share of examples whose highest score is their class, the network in evaluation mode; 0..1."""
     network.eval()
     right = torch.zeros((), dtype=torch.int64, device=examples.labels.device)
-    for index in torch.arange(len(examples), device=examples.labels.device).split(batch):
+    order = torch.arange(len(examples), device=examples.labels.device).split(batch)
+    if isinstance(examples, ReadAhead):
+        examples.expect(order)
+    for index in order:
         right += (network(examples.images(index)).argmax(1) == examples.labels[index]).sum()
     return int(right) / len(examples)

@@ -8,7 +8,7 @@ pixels becomes ``(x - mean) U (S + 0.1)^(-1/2) U'``, with mean and covariance U 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -101,26 +101,32 @@ class Whitening:
         return self._products[key]
 
 
-def fit(images: Tensor) -> Whitening:
-    """The whitening of training images (N, C, H, W), uint8; the same images give the same whitening.
+def fit(images: Tensor | Iterable[Tensor]) -> Whitening:
+    """The whitening of training images; the same images give the same whitening.
 
     The covariance is exact up to float64: products of the bytes are integers, which float32 sums exactly within a
     chunk. Signs of eigenvectors, which mean nothing, are such that each one's largest entry is positive.
 
+    Args:
+        images: (N, C, H, W), uint8; or parts of them in order, of at most 1,024 images each.
+
     Raises:
         UserError: An image has more than 3,072 values, or there is only one.
     """
-    count, values = len(images), images[0].numel()
-    check_size(images.shape[1:])
-    if count < 2:
-        raise UserError("ZCA is measured on at least 2 training images, got 1")
-    sums = torch.zeros(values, dtype=torch.float64)
-    products = torch.zeros(values, values, dtype=torch.float64)
-    with _full_float32(images.device):
-        for chunk in images.flatten(1).split(_CHUNK):
-            centred = chunk.float() - 128
+    count, sums, products = 0, torch.zeros(()), torch.zeros(())
+    for chunk in images.split(_CHUNK) if isinstance(images, Tensor) else images:
+        if not count:
+            check_size(chunk.shape[1:])
+            values = chunk[0].numel()
+            sums = torch.zeros(values, dtype=torch.float64)
+            products = torch.zeros(values, values, dtype=torch.float64)
+        count += len(chunk)
+        with _full_float32(chunk.device):
+            centred = chunk.flatten(1).float() - 128
             sums += centred.sum(0, dtype=torch.float64)
             products += centred.T @ centred
+    if count < 2:
+        raise UserError("ZCA is measured on at least 2 training images, got 1")
     mean = (sums / count + 128) / 255
     covariance = products.sub_(torch.outer(sums, sums / count)).div_((count - 1) * 255**2)
     variances, basis = torch.linalg.eigh(covariance)

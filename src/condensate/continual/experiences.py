@@ -91,7 +91,7 @@ def split_stream(
         data = replace(data, classes=_names(data, names, number, options))
         names += [name for name in data.classes if name not in names]
         parts += [data.only(group) for group in _groups(data, options, seed)]
-    measured = measure(parts[0].train.raw.cpu())
+    measured = measure(parts[0].train.pixels)
     mean = measured[0] if mean is None else mean
     std = [value or 1.0 for value in measured[1]] if std is None else std
     return Stream(

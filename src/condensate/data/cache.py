@@ -10,9 +10,10 @@ from pathlib import Path
 from uuid import uuid4
 
 import torch
-from torch import Tensor
 
+from condensate.atomic import replacing
 from condensate.data.contents import Contents
+from condensate.data.raw import RawImages, measure
 from condensate.errors import UserError
 from condensate.whitening import Whitening, check_size, fit, read
 
@@ -50,20 +51,32 @@ def cached(key: object, make: Callable[[], Contents]) -> Contents:
     return contents
 
 
-def whitening(images: Tensor, fingerprint: str) -> Whitening:
-    """The whitening of training images (N, C, H, W), uint8, fitted only if it is not kept yet.
+def whitening(images: RawImages, fingerprint: str) -> Whitening:
+    """The whitening of training images, fitted only if it is not kept yet.
 
     Its last bits depend on the threads of the eigendecomposition, so that each number of threads keeps its own.
     """
-    check_size(images.shape[1:])
+    check_size(images.shape)
     key = json.dumps([FORMAT, fingerprint, torch.get_num_threads(), str(torch.__version__)])
     path = folder() / f"zca-{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
     with suppress(UserError):  # none yet, or damaged
         return read(path)
-    fitted = fit(images)
+    fitted = fit(images.chunks())
     with suppress(OSError):  # a cache that cannot be written only costs time; of the images it has been said
         fitted.save(path)
     return fitted
+
+
+def statistics(images: RawImages, fingerprint: str) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel of images on disk, measured only if they are not kept yet."""
+    path = folder() / f"statistics-{hashlib.sha256(json.dumps([FORMAT, fingerprint]).encode()).hexdigest()}.json"
+    with suppress(OSError, ValueError, TypeError):
+        mean, std = json.loads(path.read_text())
+        return [float(value) for value in mean], [float(value) for value in std]
+    measured = measure(images)
+    with suppress(OSError), replacing(path) as part:
+        part.write_text(json.dumps(measured))
+    return measured
 
 
 def _read(path: Path) -> Contents | None:

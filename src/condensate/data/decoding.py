@@ -1,23 +1,16 @@
 """From encoded images to one uint8 tensor."""
 
-import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from condensate.data.imagefile import ImageError, pixels
 from condensate.errors import UserError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-_MODES = {"1": "L", "L": "L", "RGB": "RGB", "P": "RGB"}  # what is read as it is, and as what
-_DEEP = ("I", "F")  # 16 and 32 bits a pixel: "I;16" and so on
 
 
 @dataclass(frozen=True)
@@ -28,11 +21,17 @@ class Encoded:
         labels: (N,) of whatever type was found; checked before anything is decoded.
         content: The file of image i.
         where: What to call image i in a message.
+        walk: All files in order, without holding many; absent where ``content`` holds none.
     """
 
     labels: np.ndarray
     content: Callable[[int], bytes]
     where: Callable[[int], str]
+    walk: Callable[[], Iterator[bytes]] | None = None
+
+    def contents(self) -> Iterator[bytes]:
+        """All files in order, one after another."""
+        return map(self.content, range(len(self.labels))) if self.walk is None else self.walk()
 
 
 @dataclass(frozen=True)
@@ -40,11 +39,13 @@ class Source:
     """Data found but not read.
 
     Attributes:
-        digest: Differs whenever what would be read differs.
+        digest: Differs whenever what would be read differs; reads every file.
+        stamp: Differs whenever a file is another, or was changed since; reads none.
         read: The training split, the test split, and the class names if there are any.
     """
 
-    digest: str
+    digest: Callable[[], str]
+    stamp: Callable[[], str]
     read: Callable[[], tuple[Encoded, Encoded, Sequence[str] | None]]
 
 
@@ -61,68 +62,36 @@ def decode(train: Encoded, test: Encoded, size: int | None, channels: int | None
 
     def all_of(split: Encoded) -> Tensor:
         count = len(split.labels)
-        pixels = torch.empty(count, first[2], first[0], first[1], dtype=torch.uint8)
-        target = pixels.numpy()
+        decoded = torch.empty(count, first[2], first[0], first[1], dtype=torch.uint8)
+        target = decoded.numpy()
 
         def fill(start: int) -> None:
             for row in range(start, min(start + 256, count)):
                 image = _pixels(split, row, size, channels)
                 if image.shape != first:
-                    raise _unlike(split.where(row), image.shape, train.where(0), first)
+                    raise unlike(split.where(row), image.shape, train.where(0), first)
                 target[row] = image.transpose(2, 0, 1)
 
         # The error of the first wrong image is the one raised.
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(fill, range(0, count, 256)))
-        return pixels
+        return decoded
 
     return all_of(train), all_of(test)
 
 
 def _pixels(split: Encoded, row: int, size: int | None, channels: int | None) -> np.ndarray:
     """Image ``row`` as (H, W, C), uint8."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
     try:
-        image: Image.Image = Image.open(io.BytesIO(split.content(row)))
-        ImageOps.exif_transpose(image, in_place=True)
-    except UserError:
-        raise
-    except Exception as error:  # damaged files make Pillow raise nearly anything
-        why = "" if isinstance(error, UnidentifiedImageError) else f": {error}"
-        raise UserError(f"{split.where(row)} is not an image that can be read{why}") from error
-    image = _convert(image, split.where(row), channels)
-    if size is not None and image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    pixels = np.asarray(image)
-    return pixels[..., None] if pixels.ndim == 2 else pixels
+        return pixels(split.content(row), size, channels)
+    except ImageError as error:
+        raise UserError(f"{split.where(row)} {error}") from error
+    except OSError as error:
+        raise UserError(f"{split.where(row)} cannot be read: {error.strerror or error}") from error
 
 
-def _convert(image: "Image", where: str, channels: int | None) -> "Image":
-    """The image as L or RGB."""
-    mode = image.mode
-    if mode.startswith(_DEEP):
-        raise UserError(f"{where} has more than 8 bits a channel (mode {mode}); convert the files to 8 bits")
-    if channels is not None:
-        wanted = "L" if channels == 1 else "RGB"
-    else:
-        transparent = mode == "P" and "transparency" in image.info
-        if mode not in _MODES or transparent:
-            kind = f"mode {mode}, with transparency" if transparent else f"mode {mode}"
-            raise UserError(
-                f"{where} is neither plain gray nor RGB ({kind}); convert all images with --data.channels 3 or 1"
-            )
-        wanted = _MODES[mode]
-    if mode == wanted:
-        return image
-    image.info.pop("transparency", None)  # of a palette: Pillow would warn of each image that it is dropped
-    try:
-        return image.convert(wanted)
-    except ValueError as error:
-        raise UserError(f"{where} cannot be converted from mode {mode} to {wanted}; convert the files") from error
-
-
-def _unlike(where: str, shape: tuple[int, ...], first: str, expected: tuple[int, ...]) -> UserError:
+def unlike(where: str, shape: Sequence[int], first: str, expected: Sequence[int]) -> UserError:
+    """The error for an image (H, W, C) that is not as the first one is."""
     if shape[2] != expected[2]:
         return UserError(
             f"{where} has {shape[2]} channel(s) but {first} has {expected[2]}; "

@@ -1,19 +1,21 @@
 """Images in folders, one folder a class."""
 
 import hashlib
+import os
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from condensate.data.classes import divide
 from condensate.data.decoding import Encoded, Source
-from condensate.data.splits import divide
-from condensate.data.tables import TEST_NAMES
+from condensate.data.tables import TEST_NAMES, stamp_of
 from condensate.errors import UserError
 
-Items = list[tuple[Path, int]]  # files and their labels
+Items = list[tuple[str, int]]  # files and their labels
 
 
 def find(folder: Path) -> Source | None:
@@ -49,13 +51,25 @@ def find(folder: Path) -> Source | None:
         )
         kept, taken = divide(torch.tensor([label for _, label in every]), 0.2, "test", classes)
         training, testing = ([every[row] for row in index.tolist()] for index in (kept, taken))
-    digest = hashlib.sha256(repr(classes).encode())
-    for items in (training, testing):
-        with ThreadPoolExecutor() as pool:
-            for (_, label), content in zip(items, pool.map(_hash, items)):
-                digest.update(label.to_bytes(8, "big") + content)
-        digest.update(b"/")
-    return Source(digest.hexdigest(), lambda: (_encoded(training), _encoded(testing), classes))
+
+    def digest() -> str:
+        whole = hashlib.sha256(repr(classes).encode())
+        for items in (training, testing):
+            with ThreadPoolExecutor() as pool:
+                for (_, label), content in zip(items, pool.map(_hash, items)):
+                    whole.update(label.to_bytes(8, "big") + content)
+            whole.update(b"/")
+        return whole.hexdigest()
+
+    def stamp() -> str:
+        whole = hashlib.sha256(repr(classes).encode())
+        for items in (training, testing):
+            for file, label in items:
+                whole.update(f"{label} {stamp_of(file)}\n".encode())
+            whole.update(b"/")
+        return whole.hexdigest()
+
+    return Source(digest, stamp, lambda: (_encoded(training), _encoded(testing), classes))
 
 
 def _items(folder: Path) -> tuple[list[str], Items]:
@@ -63,24 +77,27 @@ def _items(folder: Path) -> tuple[list[str], Items]:
     classes = sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
     items: Items = []
     for label, name in enumerate(classes):
-        files = [file for file in (folder / name).rglob("*") if file.is_file() and not _hidden(file, folder)]
+        files = [file for file in _below(str(folder / name)) if os.path.isfile(file)]
         if not files:
             raise UserError(f"class folder {folder / name} holds no images; add some or remove the folder")
-        items += [(file, label) for file in sorted(files)]
+        items += [(file, label) for file in sorted(files, key=lambda file: file.split(os.sep))]
     return classes, items
 
 
-def _hidden(file: Path, below: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(below).parts)
+def _below(folder: str) -> Iterator[str]:
+    """What lies below a folder, hidden files and folders apart; plain strings, for there may be millions."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (os.path.join(place, name) for name in files if not name.startswith("."))
 
 
 def _hash(item: tuple[Path, int]) -> bytes:
     try:
-        return hashlib.sha256(item[0].read_bytes()).digest()
+        return hashlib.sha256(Path(item[0]).read_bytes()).digest()
     except OSError as error:
         raise UserError(f"cannot read {item[0]}: {error.strerror}") from error
 
 
 def _encoded(items: Items) -> Encoded:
     labels = np.array([label for _, label in items])
-    return Encoded(labels, lambda row: items[row][0].read_bytes(), lambda row: str(items[row][0]))
+    return Encoded(labels, lambda row: Path(items[row][0]).read_bytes(), lambda row: items[row][0])

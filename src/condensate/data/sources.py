@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from condensate.data import folders, tables
+from condensate.data import folders, hub, tables
+from condensate.data.classes import divide
 from condensate.data.decoding import Encoded, Source
-from condensate.data.splits import divide
 from condensate.errors import UserError, unknown
 
 
@@ -73,11 +73,11 @@ def named(name: str) -> Source:
     known = KNOWN.get(name)
     if known is not None and known.hub is not None:
         columns = (known.image,), (known.label,)
-        return tables.hub(known.hub, known.config, *columns, (known.train,), (known.test,))
+        return hub.find(known.hub, known.config, *columns, (known.train,), (known.test,))
     if known is not None:
-        return Source(name, _digits)
+        return Source(lambda: name, lambda: name, _digits)
     if "/" in name:
-        return tables.hub(name)
+        return hub.find(name)
     raise unknown("data set", name, KNOWN, "(or name a folder of your own with --data.path DIR)")
 
 

@@ -3,26 +3,29 @@
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self, final
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from condensate.data.archive import Stored
+from condensate.data.classes import by_class, divide
 from condensate.data.contents import Contents
+from condensate.data.raw import InMemory, RawImages, measure
 from condensate.errors import UserError
-from condensate.streams import Streams
 from condensate.whitening import Whitening
+
+Statistics = tuple[list[float], list[float]]  # mean and standard deviation, one a channel
 
 
 @final
 class Split:
-    """Images of one split on one device, held as uint8 and normalised when read.
+    """Images of one split, uint8 in memory or encoded on disk, on one device and normalised when read.
 
     Args:
-        raw: (N, C, H, W), uint8; or floating point, as synthetic images are, on the same scale of 0 to 255.
+        raw: Images, (N, C, H, W), uint8; or floating point, as synthetic images are, on the same scale of 0 to 255.
         labels: (N,), int64, from 0 to K-1, on the device of ``raw``.
         classes: K names. A class may have no images here.
         mean: C values on the scale 0 to 1.
@@ -32,31 +35,69 @@ class Split:
 
     def __init__(
         self,
-        raw: Tensor,
+        raw: Tensor | RawImages,
         labels: Tensor,
         classes: Sequence[str],
         mean: Sequence[float],
         std: Sequence[float],
         whitening: Whitening | None = None,
     ) -> None:
-        self.raw, self.labels, self.whitening = raw, labels, whitening
+        self.pixels = raw if isinstance(raw, RawImages) else InMemory(raw)
+        self.labels, self.whitening = labels, whitening
         self.classes, self.mean, self.std = tuple(classes), tuple(mean), tuple(std)
-        self._members = _by_class(labels, len(self.classes))
+        self._members = by_class(labels, len(self.classes))
         self._counts = torch.tensor([len(members) for members in self._members])
         centre, spread = torch.tensor([self.mean, self.std], dtype=torch.float64)[..., None, None]
-        self._scale = (1 / (255 * spread)).to(raw.device, torch.float32)
-        self._shift = (-centre / spread).to(raw.device, torch.float32)
+        self._scale = (1 / (255 * spread)).to(self.device, torch.float32)
+        self._shift = (-centre / spread).to(self.device, torch.float32)
         self._warned = False
 
     def __len__(self) -> int:
         """Number of images."""
-        return len(self.raw)
+        return len(self.pixels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one image, (C, H, W)."""
+        return self.pixels.shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where images and labels are."""
+        return self.pixels.device
+
+    @property
+    def raw(self) -> Tensor:
+        """The pixels, (N, C, H, W), as they are held in memory.
+
+        Raises:
+            UserError: They are not.
+        """
+        if isinstance(self.pixels, InMemory):
+            return self.pixels.pixels
+        raise UserError("this needs all images in memory, but they are held on disk: --data.hold memory")
 
     def images(self, index: Tensor | None = None) -> Tensor:
         """Normalised or whitened images, float32: at ``index`` (k,) -> (k, C, H, W), or all of them."""
-        raw = self.raw if index is None else self.raw.index_select(0, index.to(self.raw.device))
-        images = raw.to(torch.float32, copy=True).mul_(self._scale).add_(self._shift)
+        images = self.pixels.read(index).to(torch.float32, copy=True).mul_(self._scale).add_(self._shift)
         return images if self.whitening is None else self.whitening.whiten(images)
+
+    @property
+    def waited(self) -> float:
+        """Seconds that reading images took so far, where they are on disk: of all splits of the data set."""
+        return self.pixels.waited
+
+    def expects(self, index: Tensor) -> bool:
+        """Whether ``index`` was announced to be read next; of images in memory, always."""
+        return self.pixels.expects(index)
+
+    def expect(self, coming: Iterable[Tensor]) -> None:
+        """Say at which indices images are read from now on, in place of what was said before.
+
+        Images on disk are decoded ahead of that; those in memory need nothing. It may go on without end, and need not
+        be true: what is read otherwise is decoded then.
+        """
+        self.pixels.expect(coming)
 
     def sample(self, label: int, count: int, generator: torch.Generator) -> Tensor:
         """Indices (count,) of random images of one class, on the device of the images.
@@ -83,31 +124,32 @@ class Split:
 
     def subset(self, index: Tensor) -> "Split":
         """The images at ``index`` (k,) as a split of the same classes and normalisation."""
-        index = index.to(self.raw.device)
-        return Split(self.raw[index], self.labels[index], self.classes, self.mean, self.std, self.whitening)
+        index = index.to(self.device)
+        raw, labels = self.pixels.subset(index), self.labels[index]
+        return Split(raw, labels, self.classes, self.mean, self.std, self.whitening)
 
-    def of_classes(self, labels: Sequence[int]) -> "Split":
-        """The images of these classes alone, which are numbered anew in the order given."""
+    def of_classes(self, labels: Sequence[int], names: Sequence[str] | None = None) -> "Split":
+        """The images of these classes alone, numbered anew in the order given and, if given, named so."""
         number = self.labels.new_full((len(self.classes),), -1)
         number[list(labels)] = torch.arange(len(labels), device=number.device)
         new = number[self.labels]
         index = (new >= 0).nonzero().flatten()
-        names = [self.classes[label] for label in labels]
-        return Split(self.raw[index], new[index], names, self.mean, self.std, self.whitening)
+        names = [self.classes[label] for label in labels] if names is None else names
+        return Split(self.pixels.subset(index), new[index], names, self.mean, self.std, self.whitening)
 
     def normalised(self, mean: Sequence[float], std: Sequence[float]) -> "Split":
         """The same images under another normalisation."""
-        return Split(self.raw, self.labels, self.classes, mean, std)
+        return Split(self.pixels, self.labels, self.classes, mean, std)
 
     def seen_through(self, whitening: Whitening | None) -> "Split":
         """The same images whitened so, or as 0..1 pixels if None, in place of their normalisation."""
-        channels = self.raw.shape[1]
-        return Split(self.raw, self.labels, self.classes, (0.0,) * channels, (1.0,) * channels, whitening)
+        channels = self.shape[0]
+        return Split(self.pixels, self.labels, self.classes, (0.0,) * channels, (1.0,) * channels, whitening)
 
     def to(self, device: torch.device | str) -> "Split":
         """This split on ``device``: itself if it is there already."""
-        raw = self.raw.to(device)
-        if raw is self.raw:
+        raw = self.pixels.to(device)
+        if raw is self.pixels:
             return self
         return Split(raw, self.labels.to(device), self.classes, self.mean, self.std, self.whitening)
 
@@ -136,7 +178,8 @@ class ImageData:
         classes: Names in the order of the labels.
         mean: Per channel, scale 0 to 1; as given, or measured on ``train``, without the validation images.
         std: As ``mean``; measured with divisor N. A channel that is constant gets 1, so that it becomes 0.
-        fingerprint: SHA-256 over pixels, labels and class names of all splits; not over the normalisation.
+        fingerprint: SHA-256 over pixels (on disk: encoded images), labels and class names of all splits; not over the
+            normalisation.
         whitening: In place of normalisation (mean is then 0, std 1), or None; fitted as ``mean`` is measured.
     """
 
@@ -159,8 +202,7 @@ class ImageData:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Of one image, (C, H, W)."""
-        channels, height, width = self.train.raw.shape[1:]
-        return channels, height, width
+        return self.train.shape
 
     def to(self, device: torch.device | str) -> "ImageData":
         """The same data with every split on ``device``."""
@@ -170,16 +212,10 @@ class ImageData:
     def only(self, labels: Sequence[int]) -> "ImageData":
         """The images of these classes alone, which are numbered anew in the order given; names as in ``classes``."""
         names = tuple(self.classes[label] for label in labels)
-
-        def part(split: Split) -> Split:
-            chosen = split.of_classes(labels)
-            return Split(chosen.raw, chosen.labels, names, chosen.mean, chosen.std, chosen.whitening)
-
-        held = None if self.validation is None else part(self.validation)
+        train, test = self.train.of_classes(labels, names), self.test.of_classes(labels, names)
+        held = None if self.validation is None else self.validation.of_classes(labels, names)
         fingerprint = hashlib.sha256(f"{self.fingerprint}/{list(labels)}".encode()).hexdigest()
-        return replace(
-            self, train=part(self.train), test=part(self.test), validation=held, classes=names, fingerprint=fingerprint
-        )
+        return replace(self, train=train, test=test, validation=held, classes=names, fingerprint=fingerprint)
 
     def normalised(self, mean: Sequence[float], std: Sequence[float]) -> "ImageData":
         """The same images under another normalisation."""
@@ -201,12 +237,13 @@ class ImageData:
     def of(
         cls,
         name: str,
-        contents: Contents,
+        contents: Contents | Stored,
         *,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         validation: float = 0.0,
-        whiten: Callable[[Tensor, str], Whitening] | None = None,
+        whiten: Callable[[RawImages, str], Whitening] | None = None,
+        statistics: Callable[[RawImages, str], Statistics] = lambda images, _: measure(images),
     ) -> Self:
         """Hold out validation images, measure what is not given, and put the parts together.
 
@@ -216,81 +253,41 @@ class ImageData:
             mean: As for ``load``.
             std: As for ``load``.
             validation: As for ``load``.
-            whiten: Gives the whitening of training images (N, C, H, W), uint8, under a fingerprint; None for none.
+            whiten: Gives the whitening of training images under a fingerprint; None for none.
+            statistics: Gives their mean and standard deviation per channel likewise.
 
         Raises:
             UserError: If the arguments do not fit the contents.
         """
         if not 0 <= validation < 1:
             raise UserError(f"--data.validation must be a part from 0 to below 1, got {validation}")
-        images, labels, classes = contents.train_images, contents.train_labels, contents.classes
+        images, labels, classes = _raw(contents.train_images), contents.train_labels, contents.classes
         fingerprint, held = contents.fingerprint, None
         if validation:
             kept, taken = divide(labels, validation, "validation", classes)
-            held = images[taken], labels[taken]
-            images, labels = images[kept], labels[kept]
+            held = images.subset(taken), labels[taken]
+            images, labels = images.subset(kept), labels[kept]
             fingerprint = hashlib.sha256(f"{fingerprint}/{float(validation)}".encode()).hexdigest()
-        _check_normalisation(mean, std, images.shape[1])
+        _check_normalisation(mean, std, images.shape[0])
         whitening = None if whiten is None else whiten(images, fingerprint)
         if whitening is not None:
-            mean, std = (0.0,) * images.shape[1], (1.0,) * images.shape[1]
+            mean, std = (0.0,) * images.shape[0], (1.0,) * images.shape[0]
         if mean is None or std is None:
-            measured = measure(images)
+            measured = statistics(images, fingerprint)
             mean = measured[0] if mean is None else mean
             std = [value or 1.0 for value in measured[1]] if std is None else std
 
-        def split(raw: Tensor, labels: Tensor) -> Split:
+        def split(raw: RawImages, labels: Tensor) -> Split:
             return Split(raw, labels, classes, mean, std, whitening)
 
-        test = split(contents.test_images, contents.test_labels)
+        test = split(_raw(contents.test_images), contents.test_labels)
         rest = split(*held) if held else None
         train = split(images, labels)
         return cls(name, train, test, rest, classes, tuple(mean), tuple(std), fingerprint, whitening)
 
 
-def divide(labels: Tensor, part: float, stream: str, classes: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Indices that divide images in two, class by class, both ascending: those kept and the ``part`` taken.
-
-    The division depends on the labels and the name of the stream alone, not on the seed of a run. Of each class
-    at least one image is taken and one kept.
-
-    Raises:
-        UserError: If a class has fewer than two images.
-    """
-    taken = []
-    for label, (name, members) in enumerate(zip(classes, _by_class(labels, len(classes)))):
-        if len(members) < 2:
-            raise UserError(
-                f"class {name} has too few images ({len(members)}) to hold any out for {stream}; it needs 2"
-            )
-        count = min(max(round(part * len(members)), 1), len(members) - 1)
-        taken.append(members[torch.randperm(len(members), generator=Streams(0)(stream, label))[:count]])
-    away = torch.zeros(len(labels), dtype=torch.bool)
-    away[torch.cat(taken)] = True
-    return (~away).nonzero().flatten(), away.nonzero().flatten()
-
-
-def measure(images: Tensor) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation (divisor N) per channel of images (N, C, H, W), uint8, on the scale 0 to 1; exact."""
-    pixels, steps = images.numpy(), range(1024, len(images), 1024)
-    means, stds = [], []
-    for channel in range(images.shape[1]):
-        # NumPy counts on one thread: several wait for each other on a busy machine, 10 times as long as this takes.
-        parts = [np.bincount(part.flatten(), minlength=256) for part in np.split(pixels[:, channel], steps)]
-        frequencies = list(enumerate(np.sum(parts, axis=0).tolist()))
-        total = sum(often for _, often in frequencies)
-        first = sum(often * value for value, often in frequencies)
-        second = sum(often * value**2 for value, often in frequencies)
-        means.append(first / (255 * total))
-        stds.append(math.sqrt(second * total - first**2) / (255 * total))
-    return means, stds
-
-
-def _by_class(labels: Tensor, classes: int) -> tuple[Tensor, ...]:
-    """For each class the indices of its images, ascending."""
-    numbers = labels.cpu().numpy()
-    order = torch.from_numpy(np.argsort(numbers, kind="stable")).to(labels.device)
-    return order.split(np.bincount(numbers, minlength=classes).tolist())
+def _raw(images: Tensor | RawImages) -> RawImages:
+    return images if isinstance(images, RawImages) else InMemory(images)
 
 
 def _check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int) -> None:

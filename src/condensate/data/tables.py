@@ -1,19 +1,24 @@
-"""Images in tables: Parquet files in the convention of Hugging Face `datasets`, and data sets of its hub."""
+"""Images in tables, in the convention of Hugging Face `datasets`: Parquet files, and what becomes of a table."""
 
 import hashlib
 import json
+import os
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from condensate.data.decoding import Encoded, Source
 from condensate.errors import UserError
 
 if TYPE_CHECKING:
-    from pyarrow import Schema, Table
+    from pyarrow import Array, ChunkedArray, Schema, Table
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -36,65 +41,19 @@ def parquet(folder: Path) -> Source | None:
             f"expected train.parquet and one of {', '.join(f'{split}.parquet' for split in TEST_NAMES)}"
         )
     splits = found["train"], test
-    with ThreadPoolExecutor() as pool:
-        digest = str([list(pool.map(_hash, files)) for files in splits])
+
+    def digest() -> str:
+        with ThreadPoolExecutor() as pool:
+            return str([list(pool.map(_hash, files)) for files in splits])
+
+    def stamp() -> str:
+        return str([list(map(stamp_of, map(str, files))) for files in splits])
 
     def read() -> tuple[Encoded, Encoded, Sequence[str] | None]:
         train, test = (_read(files) for files in splits)
-        return train[0], test[0], _same_classes(train[1], test[1])
+        return train[0], test[0], same_classes(train[1], test[1])
 
-    return Source(digest, read)
-
-
-def hub(
-    name: str,
-    config: str | None = None,
-    image: Sequence[str] = IMAGE_COLUMNS,
-    label: Sequence[str] = LABEL_COLUMNS,
-    train: Sequence[str] = ("train",),
-    test: Sequence[str] = TEST_NAMES,
-) -> Source:
-    """A data set of the Hugging Face hub, downloaded if its own cache does not hold it yet.
-
-    Args:
-        name: On the hub, or a folder that ``datasets.load_dataset`` reads.
-        config: Which of several variants.
-        image: Columns of images; the first that is there is taken, as with the next three.
-        label: Columns of labels.
-        train: Splits to train on.
-        test: Splits to test on.
-
-    Raises:
-        UserError: If `datasets` is not installed, the data cannot be had, or a column or split is missing.
-    """
-    try:
-        import datasets
-    except ImportError as error:
-        raise UserError(
-            f"reading {name!r} from the Hugging Face hub needs the package datasets; install it with "
-            "pip install 'condensate[hub]', or pass a local copy with --data.path DIR"
-        ) from error
-    try:
-        loaded = datasets.load_dataset(name, config)
-    except Exception as error:  # no name, no network, no space, no permission: each has its own type
-        raise UserError(
-            f"cannot load {name!r} from the Hugging Face hub ({type(error).__name__}: {_line(error)}); "
-            "check the name and the connection, or pass a local copy with --data.path DIR"
-        ) from error
-
-    def split(wanted: Sequence[str]) -> tuple[Encoded, list[str] | None]:
-        found = _first(wanted, list(loaded), "split", repr(name))
-        table = loaded[found].with_format("arrow")[:]
-        return _encoded(table, image, label, lambda row: f"row {row} of {name} {found}", linked=True)
-
-    (training, classes), (testing, others) = split(train), split(test)
-    names = _same_classes(classes, others)
-    whole = hashlib.sha256(json.dumps(names).encode())
-    for part in (training, testing):
-        whole.update(part.labels.tobytes())
-        for row in range(len(part.labels)):
-            whole.update(hashlib.sha256(part.content(row)).digest())
-    return Source(whole.hexdigest(), lambda: (training, testing, names))
+    return Source(digest, stamp, read)
 
 
 def _files(folder: Path) -> dict[str, list[Path]]:
@@ -110,27 +69,54 @@ def _files(folder: Path) -> dict[str, list[Path]]:
 
 
 def _read(files: list[Path]) -> tuple[Encoded, list[str] | None]:
-    """One split from its Parquet files."""
+    """One split from its Parquet files; images are read only as they are asked for."""
     import pyarrow
     import pyarrow.parquet
 
-    try:
+    with _readable(files):
         names = pyarrow.parquet.read_schema(files[0]).names
-        columns = [_first(wanted, names, "column", str(files[0])) for wanted in (IMAGE_COLUMNS, LABEL_COLUMNS)]
-        tables = [pyarrow.parquet.read_table(file, columns=columns) for file in files]
-        table = pyarrow.concat_tables(tables)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"cannot read {', '.join(map(str, files))} as Parquet: {_line(error)}") from error
+        image, label = (first_of(wanted, names, "column", str(files[0])) for wanted in (IMAGE_COLUMNS, LABEL_COLUMNS))
+        tables = [pyarrow.parquet.read_table(file, columns=[label]) for file in files]
+        labels = pyarrow.concat_tables(tables)
     starts = list(accumulate((part.num_rows for part in tables), initial=0))[:-1]
 
     def where(row: int) -> str:
         file = bisect_right(starts, row) - 1
         return f"row {row - starts[file]} of {files[file]}"
 
-    return _encoded(table, IMAGE_COLUMNS, LABEL_COLUMNS, where)
+    def after(start: int, row: int) -> str:
+        return where(start + row)
+
+    @cache
+    def whole() -> Callable[[int], bytes]:
+        with _readable(files):
+            table = pyarrow.concat_tables([pyarrow.parquet.read_table(file, columns=[image]) for file in files])
+        return _content(table[image], where)
+
+    def walk() -> Iterator[bytes]:
+        for file, start in zip(files, starts, strict=True):
+            with _readable(files), pyarrow.parquet.ParquetFile(file, memory_map=True) as opened:
+                for batch in opened.iter_batches(100, columns=[image]):
+                    content = _content(batch[image], partial(after, start))
+                    yield from map(content, range(len(batch)))
+                    start += len(batch)
+
+    numbers = _labels(labels, label, where)
+    return Encoded(numbers, lambda row: whole()(row), where, walk), _class_names(labels.schema, label)
 
 
-def _encoded(
+@contextmanager
+def _readable(files: list[Path]) -> Iterator[None]:
+    """Files that are not Parquet are a mistake of the user's."""
+    from pyarrow import ArrowException
+
+    try:
+        yield
+    except (ArrowException, OSError) as error:
+        raise UserError(f"cannot read {', '.join(map(str, files))} as Parquet: {line(error)}") from error
+
+
+def encoded(
     table: "Table", image: Sequence[str], label: Sequence[str], where: Callable[[int], str], linked: bool = False
 ) -> tuple[Encoded, list[str] | None]:
     """The rows of a table, and the class names in its metadata.
@@ -142,26 +128,42 @@ def _encoded(
         where: What to call a row in a message.
         linked: Whether an image without bytes is read from its path.
     """
-    from pyarrow import compute, types
+    image_name = first_of(image, table.column_names, "column", where(0))
+    label_name = first_of(label, table.column_names, "column", where(0))
+    content = _content(table[image_name], where, linked)
+    return Encoded(_labels(table, label_name, where), content, where), _class_names(table.schema, label_name)
 
-    images = table[_first(image, table.column_names, "column", where(0))]
-    label_name = _first(label, table.column_names, "column", where(0))
-    labels = table[label_name]
+
+def _labels(table: "Table", name: str, where: Callable[[int], str]) -> np.ndarray:
+    """The labels (N,) of a table."""
+    from pyarrow import types
+
+    labels = table[name]
     if not types.is_integer(labels.type) or labels.null_count:
         kind = f"{labels.type}" if not labels.null_count else f"{labels.type} with {labels.null_count} missing"
-        raise UserError(f"column {label_name!r} must hold integers from 0 to K-1, got {kind} ({where(0)})")
-    paths: list[str | None] = [None] * len(images)
+        raise UserError(f"column {name!r} must hold integers from 0 to K-1, got {kind} ({where(0)})")
+    found: np.ndarray = labels.to_numpy()
+    return found
+
+
+def _content(
+    images: "Array | ChunkedArray", where: Callable[[int], str], linked: bool = False
+) -> Callable[[int], bytes]:
+    """The file of row i of a column."""
+    from pyarrow import compute, types
+
+    paths = None
     if types.is_struct(images.type) and {"bytes", "path"} <= {field.name for field in images.type}:
-        paths = compute.struct_field(images, "path").to_pylist() if linked else paths
+        paths = compute.struct_field(images, "path") if linked else None
         images = compute.struct_field(images, "bytes")
     if not (types.is_binary(images.type) or types.is_large_binary(images.type)):
         raise UserError(
             f"images must be encoded files, binary or a struct of bytes and path, got {images.type} ({where(0)})"
         )
-    data: list[bytes | None] = images.to_pylist()
 
     def content(row: int) -> bytes:
-        found, path = data[row], paths[row]
+        found: bytes | None = images[row].as_py()
+        path = paths[row].as_py() if found is None and paths is not None else None
         if found is None and path is None:
             raise UserError(f"{where(row)} holds no image; every row must hold the bytes of one")
         try:
@@ -169,7 +171,7 @@ def _encoded(
         except OSError as error:
             raise UserError(f"cannot read {path}, the image of {where(row)}: {error.strerror}") from error
 
-    return Encoded(labels.to_numpy(), content, where), _class_names(table.schema, label_name)
+    return content
 
 
 def _class_names(schema: "Schema", label: str) -> list[str] | None:
@@ -180,7 +182,8 @@ def _class_names(schema: "Schema", label: str) -> list[str] | None:
         return None
 
 
-def _same_classes(train: list[str] | None, test: list[str] | None) -> list[str] | None:
+def same_classes(train: list[str] | None, test: list[str] | None) -> list[str] | None:
+    """The class names of both splits, of which one may have none."""
     if train is not None and test is not None and train != test:
         number = next((i for i, (a, b) in enumerate(zip(train, test)) if a != b), min(len(train), len(test)))
         raise UserError(
@@ -190,7 +193,8 @@ def _same_classes(train: list[str] | None, test: list[str] | None) -> list[str] 
     return train if train is not None else test
 
 
-def _first(wanted: Sequence[str], there: Sequence[str], what: str, place: str) -> str:
+def first_of(wanted: Sequence[str], there: Sequence[str], what: str, place: str) -> str:
+    """The first name wanted that is there."""
     found = next((name for name in wanted if name in there), None)
     if found is None:
         raise UserError(f"{place} has no {what} {' or '.join(wanted)}; its {what}s are {', '.join(there)}")
@@ -205,6 +209,15 @@ def _hash(file: Path) -> str:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
 
 
-def _line(error: Exception) -> str:
+def stamp_of(file: str) -> str:
+    """Path, size and time of a file: what changes when it does, without reading it."""
+    try:
+        found = os.stat(file)
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from error
+    return f"{os.path.abspath(file)} {found.st_size} {found.st_mtime_ns}"
+
+
+def line(error: Exception) -> str:
     """The first line of its message."""
     return (str(error).splitlines() or [""])[0]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from itertools import count
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ class DistributionMatching(Objective):
         self.real, self.augment, self.streams, self.batch_real = real, augment, streams, batch_real
         self.classes = len(real.counts())
         self.own = ranks.share(range(self.classes))
-        self.size = (real.raw.shape[2], real.raw.shape[3])
+        self.size = (real.shape[1], real.shape[2])
         self.chunk = None if network.batch_statistics else compute.chunk
         self.network = network.requires_grad_(False).train()
         self.network.to(memory_format=compute.memory_format)  # type: ignore[call-overload]
@@ -104,15 +105,22 @@ class DistributionMatching(Objective):
         """Mean features of a batch of every class of this process, (K, D); the others' rows count for nothing."""
         if not self.own:
             return self.real.labels.new_zeros(self.classes, 1, dtype=torch.float32)
+        batches = self._real_batches(number)
+        if not self.real.expects(batches[0][0]):
+            self.real.expect(part for later in count(number) for part, _ in self._real_batches(later))
+        total: Tensor | float = 0.0
+        for part, which in batches:
+            total = total + one_hot(which, self.classes).float().T @ self.real_features(part, which, drawn)
+        assert isinstance(total, Tensor)
+        return total / self.batch_real
+
+    def _real_batches(self, number: int) -> list[tuple[Tensor, Tensor]]:
+        """Indices and labels of an episode's real images of this process, all classes alike, chunk by chunk."""
         batches = [self.real.sample(label, self.batch_real, self.streams("real", number, label)) for label in self.own]
         index, labels = torch.cat(batches), self.real.labels.new_tensor(self.own)
         labels = labels.repeat_interleave(self.batch_real)
         size = self.chunk or len(index)
-        total: Tensor | float = 0.0
-        for part, which in zip(index.split(size), labels.split(size), strict=True):
-            total = total + one_hot(which, self.classes).float().T @ self.real_features(part, which, drawn)
-        assert isinstance(total, Tensor)
-        return total / self.batch_real
+        return list(zip(index.split(size), labels.split(size), strict=True))
 
     @torch.no_grad()
     def synthetic_means(self, synthetic: SyntheticDataset, drawn: Transform) -> Tensor:

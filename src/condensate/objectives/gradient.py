@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import count
 from typing import Any, Literal
 
 import torch
@@ -126,7 +127,7 @@ class GradientMatching(Objective):
         self.outer_loop, self.inner_loop = outer_loop, inner_loop
         self.batch_real, self.batch_train, self.lr_net = batch_real, batch_train, lr_net
         self.classes = len(real.counts())
-        self.size = (real.raw.shape[2], real.raw.shape[3])
+        self.size = (real.shape[1], real.shape[2])
         self.dtype = next(network.parameters()).dtype
         self.distance = DISTANCES[distance]
         gradient = parameter_gradient(network, siamese, self.compute.memory_format)
@@ -152,11 +153,30 @@ class GradientMatching(Objective):
         of_classes = synthetic.labels.argsort(stable=True).split(synthetic.labels.bincount().tolist())
         members = {label: index for label, index in enumerate(of_classes) if len(index)}
         self.network.reset_(self.streams("network", number))
+        labels = list(members)
+        first = next(self._readings(labels, number), None)
+        if first is not None and not self.real.expects(first):
+            self.real.expect(index for later in count(number) for index in self._readings(labels, later))
         for step in range(self.outer_loop):
-            self._settle_statistics(list(members), number, step)
+            self._settle_statistics(labels, number, step)
             yield self._add_gradient(synthetic, members, number, step)
             if step + 1 < self.outer_loop:
                 self._train(synthetic, self.streams("inner", number, step))
+
+    def _readings(self, labels: list[int], number: int) -> Iterator[Tensor]:
+        """Indices of the real images that an episode reads in this process, in its order."""
+        for step in range(self.outer_loop):
+            if self.network.batch_statistics:
+                yield self._for_statistics(labels, number, step)
+            for label in self.ranks.share(labels):
+                yield from self.compute.pieces(self._real_batch(number, step, label))
+
+    def _real_batch(self, number: int, step: int, label: int) -> Tensor:
+        return self.real.sample(label, self.batch_real, self.streams("real", number, step, label))
+
+    def _for_statistics(self, labels: list[int], number: int, step: int) -> Tensor:
+        draw = partial(self.streams, "statistics", number, step)
+        return torch.cat([self.real.sample(label, STATISTICS_IMAGES, draw(label)) for label in labels])
 
     @torch.no_grad()
     def _settle_statistics(self, labels: list[int], number: int, step: int) -> None:
@@ -164,9 +184,7 @@ class GradientMatching(Objective):
         self.network.train()
         if not self.network.batch_statistics:
             return
-        draw = partial(self.streams, "statistics", number, step)
-        index = torch.cat([self.real.sample(label, STATISTICS_IMAGES, draw(label)) for label in labels])
-        self.network(self.real.images(index).to(self.dtype))
+        self.network(self.real.images(self._for_statistics(labels, number, step)).to(self.dtype))
         for module in self.network.modules():
             if isinstance(module, _BatchNorm):
                 module.eval()
@@ -179,7 +197,7 @@ class GradientMatching(Objective):
         loss = torch.zeros((), dtype=self.dtype, device=synthetic.labels.device)
         for label in self.ranks.share(list(members)):
             index = members[label]
-            batch = self.real.sample(label, self.batch_real, self.streams("real", number, step, label))
+            batch = self._real_batch(number, step, label)
             target = self._mean_gradient(low_state, self._reader(self.real, label, drawn), batch)
             loss += self._add_class(state, synthetic, self._reader(synthetic, label, drawn), index, target)
         return loss

@@ -167,6 +167,7 @@ class PrivateDistributionMatching(Objective):
         size = self.matching.chunk
         filled = pad(index, (0, -len(index) % size if len(index) else size))
         joined = torch.arange(len(filled), device=index.device) < len(index)
+        self.real.expect(filled.split(size))
         total: Tensor | float = 0.0
         for part, joins in zip(filled.split(size), joined.split(size), strict=True):
             labels = self.real.labels[part]

@@ -213,6 +213,8 @@ def prepare(recipe: Recipe, session: Session) -> Study:
     else:
         recipe = placed(recipe)
         data = assemble.image_data(recipe, session.device)
+    if recipe["data"]["hold"] == "disk":
+        raise UserError("a study of privacy compares all images with each other, in memory: --data.hold memory")
     options = recipe.privacy
     if recipe.name in recipe["compare"]:
         raise UserError(f"{recipe.name} cannot be compared with itself; take it out of compare")

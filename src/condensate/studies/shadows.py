@@ -1,5 +1,6 @@
 """One shadow of a study of privacy: a condensed half of the pool, and what is recorded of it."""
 
+import math
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -57,7 +58,7 @@ class Shadow:
         condensed, left_out = (self.data.train.subset(index) for index in halves)
         examples: Examples = condensed
         near: dict[str, Tensor] = {}
-        stored: Values = {"images": len(condensed), "bytes": condensed.raw.numel()}
+        stored: Values = {"images": len(condensed), "bytes": len(condensed) * math.prod(condensed.shape)}
         if self.row != FULL:
             examples = synthetic = self.condense(condensed, clock)
             stored = {"images": len(synthetic), "bytes": synthetic.cost().bits // 8}
