@@ -61,7 +61,9 @@ def in_a_process(name: str, given: Sequence[str]) -> list[Row]:
         command = [sys.executable, "-m", "benchmarks", *given, "--one", name, "--json", str(file)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            return [{"work": name, "way": "failed", "seconds": [], "note": done.stderr.strip().splitlines()[-1:]}]
+            return [
+                {"work": name, "way": "failed", "seconds": [], "note": (done.stderr.strip().splitlines() or [""])[-1]}
+            ]
         rows: list[Row] = json.loads(file.read_text())
     return rows
 

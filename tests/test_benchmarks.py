@@ -1,0 +1,85 @@
+"""The benchmarks run: every way of every piece of work, on few images and narrow networks."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import __main__ as program
+from benchmarks import plans
+from benchmarks.measure import Way, Work, measure, peak_bytes, resident
+from benchmarks.works import QUICK, WORKS, Bench
+from condensate import Compute
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """Eager, of width 4, two real images a class."""
+    monkeypatch.setattr(Bench, "width", 4)
+    monkeypatch.setattr(Bench, "batch_real", 2)
+    monkeypatch.setattr(Bench, "computes", lambda self, low=True: {"ours, float32": Compute()})
+    return Bench(CPU)
+
+
+@pytest.mark.parametrize("name", [name for name in WORKS if name not in ("start", "mtt-50-steps")])
+def test_work__every_way_runs(bench: Bench, name: str):
+    work = WORKS[name](bench)
+    assert next(iter(work.ways)) == "published"
+    assert len(work.ways) > 1
+    assert work.operations > 0 or name == "artefact"
+    assert work.moved > 0
+    for way in work.ways.values():
+        way.run()
+
+
+def test_start__without_data__is_said_not_to_be_measured(bench: Bench):
+    (row,) = program.one("start", bench, 3, 1.0)
+    assert (row["way"], row["seconds"], row["note"]) == ("not measured", [], "needs --data")
+    assert program.shown(row)[:2] == ["start to first episode", "not measured"]
+
+
+def test_measure__ways_in_turn_and_at_least_three_times():
+    told: list[str] = []
+    work = Work("work", {name: Way(lambda name=name: told.append(name)) for name in "ab"}, 1.0)  # type: ignore[misc]
+    rows = measure(work, 9, CPU, patience=0.0)
+    assert told == ["a", "b"] * (1 + 3 + 1)
+    assert [len(row.seconds) for row in rows] == [3, 3]
+    assert [row.way for row in rows] == ["a", "b"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc of Linux")
+def test_peak_bytes__is_what_is_held_beyond():
+    def hold() -> None:
+        torch.ones(2**24).sum()  # 64 MiB
+
+    found = peak_bytes(hold, CPU)
+    assert found is not None
+    assert 60 * 2**20 < found < 80 * 2**20
+    assert resident("VmRSS") > 0
+
+
+def test_names__quick_ones_are_among_them():
+    assert set(QUICK) < set(WORKS)
+    assert not set(plans.PLANS) & set(WORKS)
+
+
+def test_program__failed_work_is_told(monkeypatch: pytest.MonkeyPatch):
+    class Done:
+        returncode, stderr = 1, "Traceback\nValueError: no"
+
+    monkeypatch.setattr(program.subprocess, "run", lambda *_, **__: Done())
+    (row,) = program.in_a_process("dm-ipc1", [])
+    assert (row["way"], row["note"]) == ("failed", "ValueError: no")
+
+
+def test_program__shares_are_of_the_rates_beside(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    rates: dict[str, Any] = {"matrix_rate": lambda *_: 1e12, "copy_rate": lambda *_: 1e9}
+    for name, rate in rates.items():
+        monkeypatch.setattr(program, name, rate)
+    first, *others = program.one("artefact", bench, 3, 0.0)
+    assert first["times_faster"] == 1
+    assert all(row["share_of_copy_rate"] == pytest.approx(row["moved"] / row["median"] / 1e9) for row in others)
+    assert all(row["share_of_matrix_rate"] is None for row in others)
