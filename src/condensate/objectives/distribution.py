@@ -39,6 +39,8 @@ class DistributionMatching(Objective):
         streams: Source of the networks, batches and augmentations.
         compute: Precision, compilation and chunk.
         batch_real: Real images a class and episode, without replacement.
+        updates: Of the synthetic images for each network drawn, 1 as published. The features of the real images, most
+            of an episode's work, serve all of them.
     """
 
     def __init__(
@@ -50,11 +52,14 @@ class DistributionMatching(Objective):
         compute: Compute | None = None,
         *,
         batch_real: int = 256,
+        updates: int = 1,
     ) -> None:
-        if batch_real < 1:
-            raise UserError(f"objective.batch_real must be at least 1, got {batch_real}")
+        for key, value in (("batch_real", batch_real), ("updates", updates)):
+            if value < 1:
+                raise UserError(f"objective.{key} must be at least 1, got {value}")
         compute = compute or Compute()
-        self.real, self.augment, self.streams, self.batch_real = real, augment, streams, batch_real
+        self.real, self.augment, self.streams = real, augment, streams
+        self.batch_real, self.updates = batch_real, updates
         self.classes = len(real.counts())
         self.size = (real.raw.shape[2], real.raw.shape[3])
         self.chunk = None if network.batch_statistics else compute.chunk
@@ -66,22 +71,24 @@ class DistributionMatching(Objective):
 
     @classmethod
     def planned(cls, classes: int, images: int, **options: Any) -> Work:
-        """The real batches without gradient, the synthetic images with."""
-        return Work(features=classes * int(options["batch_real"]), gradients=images)
+        """The real batches without gradient, once; the synthetic images with, at every update."""
+        return Work(features=classes * int(options["batch_real"]), gradients=images * int(options.get("updates", 1)))
 
     def episode(self, synthetic: SyntheticDataset, number: int) -> Iterator[Tensor]:
-        """One network, one augmentation a class, one update."""
-        yield self.match(synthetic, number, lambda drawn: self._real_means(drawn, number))
+        """One network and one augmentation a class, and updates towards the real means under these."""
+        drawn = self.begin(synthetic, number)
+        target = self._real_means(drawn, number)
+        for _ in range(self.updates):
+            yield self.match(synthetic, drawn, target)
 
-    def match(self, synthetic: SyntheticDataset, number: int, target: Callable[[Transform], Tensor]) -> Tensor:
-        """Add the gradient towards the class means (K, D) that ``target`` gives for an augmentation; the loss."""
+    def begin(self, synthetic: SyntheticDataset, number: int) -> Transform:
+        """Draw the network and the augmentation of an episode."""
         if synthetic.labels.ndim != 1:
             raise UserError("distribution matching needs one class an image; soft labels have no class means")
         self.network.reset_(self.streams("network", number))
         if self.low is not self.network:
             self.low.load_state_dict(self.network.state_dict())
-        drawn = self.augment.draw(self.streams("augment", number), self.classes, self.size)
-        return self._add_gradient(synthetic, drawn, target(drawn))
+        return self.augment.draw(self.streams("augment", number), self.classes, self.size)
 
     @torch.no_grad()
     def real_features(self, index: Tensor, labels: Tensor, drawn: Transform) -> Tensor:
@@ -115,8 +122,8 @@ class DistributionMatching(Objective):
         assert isinstance(total, Tensor)
         return total / synthetic.labels.bincount(minlength=self.classes).clamp(min=1)[:, None]
 
-    def _add_gradient(self, synthetic: SyntheticDataset, drawn: Transform, target: Tensor) -> Tensor:
-        """Add the gradient of the loss to what is stored; the loss."""
+    def match(self, synthetic: SyntheticDataset, drawn: Transform, target: Tensor) -> Tensor:
+        """Add the gradient towards the class means ``target`` (K, D) to what is stored; the loss."""
         loss = target.new_zeros(())
         for index in _groups(synthetic.labels, self.chunk):
             weights = one_hot(synthetic.labels[index], self.classes).float()
