@@ -133,7 +133,7 @@ def test_shipped__recorded_settings(name, rank, lr, ops):
     assert recipe["parameterization"] == {"name": "lowrank", "rank": rank}
     assert (recipe.condense.lr, recipe.condense.momentum, recipe.condense.episodes) == (lr, 0.5, 20000)
     assert len(recipe["augment"]["ops"]) == ops
-    assert recipe["objective"] == {"name": "dm", "batch_real": 256}
+    assert recipe["objective"] == {"name": "dm", "batch_real": 256, "updates": 1}
     assert recipe["start"] == {"name": "noise", "pixel_std": None}
     assert (recipe.evaluate.repeats, recipe.evaluate.epochs, recipe["network"]["width"]) == (20, 1000, 128)
 
@@ -231,7 +231,7 @@ def test_resolve__file__keys_over_defaults(tmp_path):
     recipe = resolve(str(file))
     assert recipe.name == "mine"
     assert recipe.condense.lr == 0.001
-    assert recipe["objective"] == {"name": "dm", "batch_real": 256}
+    assert recipe["objective"] == {"name": "dm", "batch_real": 256, "updates": 1}
     assert resolve(str(file), {"condense": {"lr": 3}}).condense.lr == 3.0
 
 
