@@ -21,10 +21,10 @@ SUBSETS = ("imagenette", "imagewoof", "imagemeow", "imagesquawk", "imagefruit", 
 EXPECTED = {
     "digits": {"dm": 6, "dc": 4, "dsa": 4, "mtt": 4},
     "folder": {"dm": 4},
-    "mnist": {"dm": 9, "dc": 6, "dsa": 9, "mtt": 6},
+    "mnist": {"dm": 11, "dc": 6, "dsa": 9, "mtt": 6},
     "fashion-mnist": {"dm": 6, "dc": 6, "dsa": 9, "mtt": 6},
     "svhn": {"dm": 6, "dc": 6, "dsa": 9, "mtt": 6},
-    "cifar10": {"dm": 13, "dc": 6, "dsa": 9, "mtt": 9},
+    "cifar10": {"dm": 15, "dc": 6, "dsa": 9, "mtt": 9},
     "cifar100": {"dm": 9, "dc": 6, "dsa": 9, "mtt": 9},
     "tinyimagenet": {"dm": 9, "dc": 6, "dsa": 6, "mtt": 9},
     **{name: {"dm": 6, "dc": 6, "dsa": 6, "mtt": 8} for name in SUBSETS},
@@ -86,6 +86,24 @@ def test_shipped__low_rank__holds_more_images_than_pixels(name):
     recipe = loaded(name)
     known = KNOWN[recipe["data"]["name"]]
     assert images_per_class(recipe, known.classes, known.shape) > recipe.budget.ipc
+
+
+def test_shipped__only_fast_recipes_depart_from_the_published_schedule():
+    departing = {"objective": {"updates", "batch_real"}, "condense": {"lr", "schedule", "episodes", "checkpoint"}}
+    fast = {name for name in shipped() if name.endswith("-fast")}
+    assert fast == {f"{data}-{lo}dm-ipc1-fast" for data in ("mnist", "cifar10") for lo in ("", "lo")}
+    for name in shipped():
+        recipe = loaded(name)
+        published = recipe["objective"].get("updates", 1) == 1 and recipe.condense.schedule == "constant"
+        assert published == (name not in fast)
+        assert (recipe["start"]["name"] == "k-means") == (name in fast)
+    for name in fast:
+        own, base = (deepcopy(loaded(n).values) for n in (name, name.removesuffix("-fast")))
+        assert own.pop("start") != base.pop("start")
+        for section, keys in departing.items():
+            for key in keys:
+                own[section].pop(key), base[section].pop(key)
+        assert own == base
 
 
 @pytest.mark.parametrize("name", [name for name in shipped() if name.endswith("-original")])
@@ -256,6 +274,10 @@ def test_resolve__file__keys_over_defaults(tmp_path):
         ({"evaluate": {"augmentation": "dca"}}, r"evaluate.augmentation.*'dsa', 'dc'.*dca"),
         ({"condense": {"lr": "fast"}}, r"condense.lr.*float.*fast"),
         ({"condense": {"episodes": 2.5}}, r"condense.episodes.*int.*2.5"),
+        ({"condense": {"schedule": "cosin"}}, r"condense.schedule.*'constant', 'cosine'.*cosin"),
+        ({"condense": {"schedule": None}}, "condense.schedule must have a value, got null"),
+        ({"objective": {"updates": "two"}}, r"objective.updates.*int.*two"),
+        ({"start": {"name": "k-mean"}}, "unknown start 'k-mean'; did you mean 'k-means'"),
         ({"condense": {"lr": -1}}, r"lr > 0.*-1"),
         ({"condense": 3}, "condense must hold keys"),
         ({"budget": {"ipc": 1, "bytes": 5}}, None),

@@ -139,7 +139,7 @@ class Condensation:
         if recipe.experts is not None:
             recipe = self.make_experts(recipe)
         objective = assemble.objective(recipe, self.data, compute, self.streams, self.outputs)
-        start, state = self.restore(synthetic)
+        start, velocity = self.restore(synthetic)
         if compute.compiled and start < options.episodes:
             torch._dynamo.reset()  # a study condenses many times, and a process may compile a program a few times only
             display.say("compiling: the first episode takes up to a minute longer, the others half as long")
@@ -179,12 +179,11 @@ class Condensation:
                 episodes=options.episodes,
                 lr=options.lr,
                 momentum=options.momentum,
-                optimizer=options.optimizer,
                 schedule=options.schedule,
                 lr_labels=options.lr_labels,
                 lr_step=options.lr_step,
                 start=start,
-                state=state,
+                velocity=velocity,
                 after=after,
             )
         return synthetic
@@ -207,18 +206,18 @@ class Condensation:
     def save(self, synthetic: SyntheticDataset, progress: Progress) -> None:
         """A checkpoint between two episodes."""
         tensors = {f"stored.{name}": tensor for name, tensor in synthetic.stored().items()}
-        tensors |= {f"optimizer.{name}": tensor for name, tensor in progress.state().items()}
+        tensors |= {f"velocity.{name}": tensor for name, tensor in progress.velocity().items()}
         with replacing(self.checkpoint) as part:
             held = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
             save_file(held, part, {"next": str(progress.episode + 1)})
         self.clock.keep()
 
     def restore(self, synthetic: SyntheticDataset) -> tuple[int, dict[str, torch.Tensor]]:
-        """Put the last checkpoint into ``synthetic``; the next episode and the optimiser's state. Cuts the log."""
+        """Put the last checkpoint into ``synthetic``; the next episode and the momentum. Cuts the log to match."""
         log = self.folder / "log.jsonl"
-        start, parts = 0, {"stored": dict[str, torch.Tensor](), "optimizer": dict[str, torch.Tensor]()}
+        start, parts = 0, {"stored": dict[str, torch.Tensor](), "velocity": dict[str, torch.Tensor]()}
         if self.checkpoint.is_file():
-            with safe_open(self.checkpoint, framework="pt") as file:
+            with safe_open(self.checkpoint, framework="pt", device=str(self.session.device)) as file:
                 start = int(file.metadata()["next"])
                 for key in file.keys():  # noqa: SIM118
                     part, name = key.split(".", 1)
@@ -227,4 +226,4 @@ class Condensation:
         if log.is_file():
             lines = log.read_text().splitlines(keepends=True)[:start]
             write(log, "".join(lines))
-        return start, parts["optimizer"]
+        return start, parts["velocity"]

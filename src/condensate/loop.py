@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import SGD
 
 from condensate.errors import UserError, unknown
 from condensate.objectives import Objective
@@ -15,12 +15,7 @@ from condensate.synthetic import SyntheticDataset
 # On a GPU, looking at a loss waits for it: several episodes are looked at together.
 LOOKED_AT_TOGETHER = {"cpu": 1, "cuda": 25}
 
-# Published is SGD at a constant rate. The momentum of Adam is its beta 1.
-OPTIMIZERS: dict[str, Callable[[list[dict[str, object]], float], Optimizer]] = {
-    "sgd": lambda groups, momentum: SGD(groups, momentum=momentum),
-    "adam": lambda groups, momentum: Adam(groups, betas=(momentum, 0.999)),
-}
-# What multiplies the learning rates in an episode, by the fraction of the episodes that went before it.
+# What multiplies the learning rates in an episode, by the share of the episodes that went before it.
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
     "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
@@ -36,14 +31,14 @@ class Progress:
         losses: Of the episodes since the last report, one each (the mean over its updates).
         step_sizes: The learned step size after each of them; empty where none is learned.
         projected: How often in them the step size had to be kept within its bounds.
-        state: What the optimiser remembers, tensors by name, to resume from.
+        velocity: Momentum of every stored parameter by name, to resume from.
     """
 
     episode: int
     losses: tuple[float, ...]
     step_sizes: tuple[float, ...]
     projected: int
-    state: Callable[[], dict[str, Tensor]]
+    velocity: Callable[[], dict[str, Tensor]]
 
 
 def condense(
@@ -53,36 +48,33 @@ def condense(
     episodes: int,
     lr: float,
     momentum: float = 0.5,
-    optimizer: str = "sgd",
     schedule: str = "constant",
     lr_labels: float = 0.0,
     lr_step: float = 0.0,
     start: int = 0,
-    state: dict[str, Tensor] | None = None,
+    velocity: dict[str, Tensor] | None = None,
     after: Callable[[Progress], None] | None = None,
 ) -> None:
-    """Optimise what ``synthetic`` stores, in place, on the objective.
+    """Optimise what ``synthetic`` stores, in place, by SGD on the objective.
 
     Args:
         synthetic: Started from noise or real images.
         objective: What is matched.
         episodes: How many in all; every one redraws the objective's network.
         lr: Learning rate of the stored images.
-        momentum: Of SGD; of Adam, beta 1.
-        optimizer: sgd or adam.
-        schedule: Of all learning rates over the episodes: constant, or cosine, which falls to 0.
+        momentum: Of SGD.
+        schedule: Of all learning rates: constant, or cosine, which falls from them to 0 over the episodes.
         lr_labels: Learning rate of soft labels; 0 leaves the labels as they are.
         lr_step: Learning rate of the step size; 0 leaves it as it is.
         start: First episode, to resume.
-        state: Of the optimiser, to resume from, as ``Progress.state()`` gave it.
+        velocity: Momentum to resume from, as ``Progress.velocity()`` gave it.
         after: Called between episodes, where a checkpoint may be taken.
 
     Raises:
-        UserError: The loss is not finite, or an unknown optimiser or schedule.
+        UserError: The loss is not finite, or the schedule is unknown.
     """
-    for key, name, known in (("optimizer", optimizer, [*OPTIMIZERS]), ("schedule", schedule, [*SCHEDULES])):
-        if name not in known:
-            raise unknown(f"condense.{key}", name, known)
+    if schedule not in SCHEDULES:
+        raise unknown("condense.schedule", schedule, SCHEDULES)
     rates: dict[str, tuple[Tensor, float]] = {
         f"stored.{name}": (parameter, lr) for name, parameter in synthetic.parameterization.named_parameters()
     }
@@ -96,10 +88,8 @@ def condense(
         synthetic.step_size.requires_grad_(lr_step > 0)
         if lr_step:
             rates["step_size"] = synthetic.step_size, lr_step
-    stepper = OPTIMIZERS[optimizer]([{"params": [p], "lr": rate} for p, rate in rates.values()], momentum)
-    _restore(stepper, [*rates], state or {})
     try:
-        _optimise(synthetic, objective, rates, stepper, SCHEDULES[schedule], range(start, episodes), after)
+        _optimise(synthetic, objective, rates, episodes, momentum, SCHEDULES[schedule], start, velocity or {}, after)
     finally:
         synthetic.labels.requires_grad_(False)
         synthetic.labels.grad = None
@@ -109,16 +99,29 @@ def _optimise(
     synthetic: SyntheticDataset,
     objective: Objective,
     rates: dict[str, tuple[Tensor, float]],
-    optimizer: Optimizer,
+    episodes: int,
+    momentum: float,
     schedule: Callable[[float], float],
-    numbers: range,
+    start: int,
+    velocity: dict[str, Tensor],
     after: Callable[[Progress], None] | None,
 ) -> None:
+    parameters = {name: parameter for name, (parameter, _) in rates.items()}
+    optimizer = SGD([{"params": [parameter], "lr": rate} for parameter, rate in rates.values()], momentum=momentum)
+    for name, value in velocity.items():
+        optimizer.state[parameters[name]]["momentum_buffer"] = value.clone()
+
+    def current() -> dict[str, Tensor]:
+        buffers = {
+            name: optimizer.state[p].get("momentum_buffer") for name, p in parameters.items() if p in optimizer.state
+        }
+        return {name: buffer.detach().clone() for name, buffer in buffers.items() if buffer is not None}
+
     together = LOOKED_AT_TOGETHER.get(synthetic.labels.device.type, 1)
     pending: list[tuple[Tensor, ...]] = []
-    for number in numbers:
+    for number in range(start, episodes):
         for group, (_, rate) in zip(optimizer.param_groups, rates.values(), strict=True):
-            group["lr"] = rate * schedule(number / numbers.stop)
+            group["lr"] = rate * schedule(number / episodes)
         losses, outside = [], torch.zeros((), dtype=torch.int64, device=synthetic.labels.device)
         for loss in objective.episode(synthetic, number):
             losses.append(loss)
@@ -129,32 +132,13 @@ def _optimise(
                 outside += projected
         step_size = torch.zeros(()) if synthetic.step_size is None else synthetic.step_size.detach().clone()
         pending.append((torch.stack(losses).mean(), step_size, outside))
-        if len(pending) == together or number + 1 == numbers.stop:
+        if len(pending) == together or number + 1 == episodes:
             values, sizes, hits = (torch.stack(part).tolist() for part in zip(*pending))
             pending.clear()
             _check_finite(values, number, rates)
             if after:
                 learned = tuple(sizes) if "step_size" in rates else ()
-                after(Progress(number, tuple(values), learned, sum(hits), lambda: _state(optimizer, [*rates])))
-
-
-def _state(optimizer: Optimizer, names: list[str]) -> dict[str, Tensor]:
-    """What the optimiser remembers of the parameters of these names, as "what.name": copies."""
-    return {
-        f"{what}.{names[number]}": value.clone()
-        for number, remembered in optimizer.state_dict()["state"].items()
-        for what, value in remembered.items()
-        if value is not None
-    }
-
-
-def _restore(optimizer: Optimizer, names: list[str], state: dict[str, Tensor]) -> None:
-    """Inverse of ``_state``."""
-    remembered: dict[int, dict[str, Tensor]] = {}
-    for key, value in state.items():
-        what, name = key.split(".", 1)
-        remembered.setdefault(names.index(name), {})[what] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": remembered})
+                after(Progress(number, tuple(values), learned, sum(hits), current))
 
 
 def _check_finite(losses: list[float], number: int, rates: dict[str, tuple[Tensor, float]]) -> None:

@@ -55,9 +55,8 @@ class Condense:
     Args:
         episodes: Freshly drawn networks.
         lr: Learning rate of the stored numbers.
-        momentum: Of SGD; of Adam, beta 1.
-        optimizer: sgd, as published, or adam.
-        schedule: Of all learning rates over the episodes: constant, as published, or cosine, which falls to 0.
+        momentum: Of SGD.
+        schedule: Of all learning rates: constant, as published, or cosine, which falls to 0 over the episodes.
         lr_labels: Learning rate of soft labels, which start as the classes; 0 keeps hard labels. Only with experts.
         lr_step: Learning rate of the step size; 0 keeps it. Only with experts.
         checkpoint: Episodes between checkpoints.
@@ -66,7 +65,6 @@ class Condense:
     episodes: int = 20000
     lr: float = 1.0
     momentum: float = 0.5
-    optimizer: Literal["sgd", "adam"] = "sgd"
     schedule: Literal["constant", "cosine"] = "constant"
     lr_labels: float = 0.0
     lr_step: float = 0.0
