@@ -31,7 +31,7 @@ NETWORK_OPTIONS = {
 }
 STORAGES = {"pixels": {}, "lowrank": {"rank": 1}}
 SHAPES = [(1, 28, 28), (3, 32, 32), (3, 18, 33)]
-STARTS = ["noise", "real", "herding", "k-centre"]
+STARTS = ["noise", "real", "herding", "k-centre", "k-means"]
 NORMS = ["batch", "layer", "group", "none"]
 PRIVATE = [name for name, cls in OBJECTIVES.items() if cls.private]  # from noise, no batch statistics
 

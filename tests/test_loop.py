@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from condensate import Pixels, SyntheticDataset, Uint8, UserError, class_major, condense
+from condensate.loop import SCHEDULES
 
 
 class Toy:
@@ -42,12 +43,35 @@ def test_condense__is_sgd_with_momentum():
     torch.testing.assert_close(synthetic.images().detach(), by_hand(10, 0.03, 0.5))
 
 
-def test_condense__stopped_and_gone_on__equals_uninterrupted():
+def test_condense__cosine__falls_to_zero_over_the_episodes():
+    synthetic, x = toy_set(), torch.zeros(4, 1, 2, 2)
+    condense(synthetic, Toy(), episodes=4, lr=0.1, momentum=0.0, schedule="cosine")
+    for rate in (0.1, 0.1 * (2 + 2**0.5) / 4, 0.05, 0.1 * (2 - 2**0.5) / 4):
+        for _ in range(2):  # updates an episode
+            x = x - rate * 2 * (x - 1)
+    torch.testing.assert_close(synthetic.images().detach(), x)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_condense__stopped_and_gone_on__equals_uninterrupted(schedule):
+    options = {"episodes": 6, "lr": 0.03, "schedule": schedule}
     whole, parts, states = toy_set(), toy_set(), []
-    condense(whole, Toy(), episodes=6, lr=0.03)
-    condense(parts, Toy(), episodes=3, lr=0.03, after=lambda progress: states.append(progress.velocity()))
-    condense(parts, Toy(), episodes=6, lr=0.03, start=3, velocity=states[-1])
+
+    def stop(progress):
+        states.append(progress.velocity())
+        if progress.episode == 2:
+            raise InterruptedError
+
+    condense(whole, Toy(), **options)
+    with pytest.raises(InterruptedError):
+        condense(parts, Toy(), **options, after=stop)
+    condense(parts, Toy(), **options, start=3, velocity=states[-1])
     assert torch.equal(whole.images(), parts.images())
+
+
+def test_condense__unknown_schedule__named():
+    with pytest.raises(UserError, match=r"unknown condense\.schedule 'cosin'; did you mean 'cosine'"):
+        condense(toy_set(), Toy(), episodes=1, lr=0.1, schedule="cosin")
 
 
 def test_condense__reports_each_episode_once_with_its_mean_loss():

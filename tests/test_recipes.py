@@ -21,10 +21,10 @@ SUBSETS = ("imagenette", "imagewoof", "imagemeow", "imagesquawk", "imagefruit", 
 EXPECTED = {
     "digits": {"dm": 6, "dc": 4, "dsa": 4, "mtt": 4},
     "folder": {"dm": 4},
-    "mnist": {"dm": 9, "dc": 6, "dsa": 9, "mtt": 6},
+    "mnist": {"dm": 11, "dc": 6, "dsa": 9, "mtt": 6},
     "fashion-mnist": {"dm": 6, "dc": 6, "dsa": 9, "mtt": 6},
     "svhn": {"dm": 6, "dc": 6, "dsa": 9, "mtt": 6},
-    "cifar10": {"dm": 13, "dc": 6, "dsa": 9, "mtt": 9},
+    "cifar10": {"dm": 15, "dc": 6, "dsa": 9, "mtt": 9},
     "cifar100": {"dm": 9, "dc": 6, "dsa": 9, "mtt": 9},
     "tinyimagenet": {"dm": 9, "dc": 6, "dsa": 6, "mtt": 9},
     **{name: {"dm": 6, "dc": 6, "dsa": 6, "mtt": 8} for name in SUBSETS},
@@ -88,6 +88,24 @@ def test_shipped__low_rank__holds_more_images_than_pixels(name):
     assert images_per_class(recipe, known.classes, known.shape) > recipe.budget.ipc
 
 
+def test_shipped__only_fast_recipes_depart_from_the_published_schedule():
+    departing = {"objective": {"updates", "batch_real"}, "condense": {"lr", "schedule", "episodes", "checkpoint"}}
+    fast = {name for name in shipped() if name.endswith("-fast")}
+    assert fast == {f"{data}-{lo}dm-ipc1-fast" for data in ("mnist", "cifar10") for lo in ("", "lo")}
+    for name in shipped():
+        recipe = loaded(name)
+        published = recipe["objective"].get("updates", 1) == 1 and recipe.condense.schedule == "constant"
+        assert published == (name not in fast)
+        assert (recipe["start"]["name"] == "k-means") == (name in fast)
+    for name in fast:
+        own, base = (deepcopy(loaded(n).values) for n in (name, name.removesuffix("-fast")))
+        assert own.pop("start") != base.pop("start")
+        for section, keys in departing.items():
+            for key in keys:
+                own[section].pop(key), base[section].pop(key)
+        assert own == base
+
+
 @pytest.mark.parametrize("name", [name for name in shipped() if name.endswith("-original")])
 def test_shipped__original__has_no_twin_and_starts_from_real_images(name):
     assert loaded(name)["start"] == {"name": "real"}
@@ -133,7 +151,7 @@ def test_shipped__recorded_settings(name, rank, lr, ops):
     assert recipe["parameterization"] == {"name": "lowrank", "rank": rank}
     assert (recipe.condense.lr, recipe.condense.momentum, recipe.condense.episodes) == (lr, 0.5, 20000)
     assert len(recipe["augment"]["ops"]) == ops
-    assert recipe["objective"] == {"name": "dm", "batch_real": 256}
+    assert recipe["objective"] == {"name": "dm", "batch_real": 256, "updates": 1}
     assert recipe["start"] == {"name": "noise", "pixel_std": None}
     assert (recipe.evaluate.repeats, recipe.evaluate.epochs, recipe["network"]["width"]) == (20, 1000, 128)
 
@@ -231,7 +249,7 @@ def test_resolve__file__keys_over_defaults(tmp_path):
     recipe = resolve(str(file))
     assert recipe.name == "mine"
     assert recipe.condense.lr == 0.001
-    assert recipe["objective"] == {"name": "dm", "batch_real": 256}
+    assert recipe["objective"] == {"name": "dm", "batch_real": 256, "updates": 1}
     assert resolve(str(file), {"condense": {"lr": 3}}).condense.lr == 3.0
 
 
@@ -256,6 +274,10 @@ def test_resolve__file__keys_over_defaults(tmp_path):
         ({"evaluate": {"augmentation": "dca"}}, r"evaluate.augmentation.*'dsa', 'dc'.*dca"),
         ({"condense": {"lr": "fast"}}, r"condense.lr.*float.*fast"),
         ({"condense": {"episodes": 2.5}}, r"condense.episodes.*int.*2.5"),
+        ({"condense": {"schedule": "cosin"}}, r"condense.schedule.*'constant', 'cosine'.*cosin"),
+        ({"condense": {"schedule": None}}, "condense.schedule must have a value, got null"),
+        ({"objective": {"updates": "two"}}, r"objective.updates.*int.*two"),
+        ({"start": {"name": "k-mean"}}, "unknown start 'k-mean'; did you mean 'k-means'"),
         ({"condense": {"lr": -1}}, r"lr > 0.*-1"),
         ({"condense": 3}, "condense must hold keys"),
         ({"budget": {"ipc": 1, "bytes": 5}}, None),

@@ -106,9 +106,16 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("moment", ["condense", "save", "evaluate", "result"])
-def test_resume__stopped_anywhere__equals_uninterrupted(tmp_path, monkeypatch, moment):
-    recipe = tiny(compare=["random"])
+FAST = {"start": {"name": "k-means"}, "objective": {"updates": 2}, "condense": {"schedule": "cosine"}}
+
+
+@pytest.mark.parametrize(
+    ("moment", "options"),
+    [("condense", {}), ("condense", FAST), ("save", {}), ("evaluate", {}), ("result", {})],
+    ids=["condense", "condense fast", "save", "evaluate", "result"],
+)
+def test_resume__stopped_anywhere__equals_uninterrupted(tmp_path, monkeypatch, moment, options):
+    recipe = tiny(compare=["random"]).with_values(**options)
     whole = carried_out(recipe, tmp_path / "whole")
 
     def stop(*_, **__):

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from condensate import ImageData, LowRank, Pixels, Streams, Uint8, coresets
 from condensate.parameterizations import PARAMETERIZATIONS, Parameterization
-from condensate.starts import STARTS
+from condensate.starts import STARTS, centres
 
 EACH = 4
-FROM_REAL = [name for name in STARTS if name != "noise"]
+FROM_REAL = [name for name in STARTS if name not in ("noise", "k-means")]
 
 
 def embed_of(toy: ImageData) -> Callable[[], Callable[[Tensor], Tensor]]:
@@ -52,7 +52,7 @@ def test_start__fills_every_storage(
     assert random_state() == before
 
 
-@pytest.mark.parametrize("name", ["noise", "real"])
+@pytest.mark.parametrize("name", ["noise", "real", "k-means"])
 def test_random_start__differs_between_seeds_and_needs_no_features(name: str, toy_data: ImageData):
     stored = Pixels(3 * EACH, toy_data.shape)
     STARTS[name](stored, toy_data.train, never, Streams(0))
@@ -94,3 +94,39 @@ def test_noise__published_is_that_of_the_storage(toy_data: ImageData):
     assert float(started("noise", Pixels(300, toy_data.shape), toy_data).var()) == pytest.approx(1, rel=0.05)
     lowrank = LowRank(300, toy_data.shape, rank=3)
     assert float(started("noise", lowrank, toy_data).var()) == pytest.approx(3, rel=0.05)
+
+
+def test_k_means__centres_are_means_of_the_points_closest_to_them():
+    blobs = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+    points = blobs.repeat_interleave(30, 0) + torch.randn(90, 2, generator=Streams(3)("points"))
+    found = centres(points, 5, Streams(0)("k-means"))
+    closest = torch.stack([(points - centre).square().sum(1) for centre in found]).argmin(0)
+    for number, centre in enumerate(found):
+        torch.testing.assert_close(centre, points[closest == number].mean(0))
+
+
+def test_k_means__each_class_by_itself_and_as_many_clusters_as_points__the_points(toy_data: ImageData):
+    images = started("k-means", Pixels(3 * 20, toy_data.shape), toy_data).flatten(1)
+    for label in range(3):
+        own = toy_data.train.images((toy_data.train.labels == label).nonzero().flatten()).flatten(1)
+        torch.testing.assert_close(images[20 * label : 20 * label + 20].sum(0), own.sum(0), rtol=1e-4, atol=1e-4)
+        assert float(torch.cdist(images[20 * label : 20 * label + 20], own).min(1).values.max()) < 1e-3
+
+
+def test_k_means__one_image_a_class__the_class_mean(toy_data: ImageData):
+    images = started("k-means", Pixels(3, toy_data.shape), toy_data)
+    for label, image in enumerate(images):
+        own = toy_data.train.images((toy_data.train.labels == label).nonzero().flatten())
+        torch.testing.assert_close(image, own.mean(0))
+
+
+def test_k_means__smaller_class_than_asked_for__its_images_again(toy_data: ImageData):
+    images = started("k-means", Pixels(3 * 30, toy_data.shape), toy_data)
+    assert torch.equal(images[20:30], images[:10])
+
+
+def test_k_means__a_centre_that_no_point_is_closest_to__stays():
+    points = torch.tensor([[1.0], [1.0], [1.0], [5.0]])
+    found = centres(points, 3, Streams(0)("k-means"))
+    assert found.isfinite().all()
+    assert set(found.flatten().tolist()) <= {1.0, 5.0}

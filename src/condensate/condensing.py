@@ -210,6 +210,7 @@ class Condensation:
                 episodes=options.episodes,
                 lr=options.lr,
                 momentum=options.momentum,
+                schedule=options.schedule,
                 lr_labels=options.lr_labels,
                 lr_step=options.lr_step,
                 start=start,

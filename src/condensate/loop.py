@@ -1,5 +1,6 @@
 """The one loop that condenses: any objective over any storage."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -7,13 +8,19 @@ import torch
 from torch import Tensor
 from torch.optim import SGD
 
-from condensate.errors import UserError
+from condensate.errors import UserError, unknown
 from condensate.objectives import Objective
 from condensate.ranks import ALONE, Ranks
 from condensate.synthetic import SyntheticDataset
 
 # On a GPU, looking at a loss waits for it: several episodes are looked at together.
 LOOKED_AT_TOGETHER = {"cpu": 1, "cuda": 25}
+
+# What multiplies the learning rates in an episode, by the share of the episodes that went before it.
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+}
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,7 @@ def condense(
     episodes: int,
     lr: float,
     momentum: float = 0.5,
+    schedule: str = "constant",
     lr_labels: float = 0.0,
     lr_step: float = 0.0,
     start: int = 0,
@@ -57,6 +65,7 @@ def condense(
         episodes: How many in all; every one redraws the objective's network.
         lr: Learning rate of the stored images.
         momentum: Of SGD.
+        schedule: Of all learning rates: constant, or cosine, which falls from them to 0 over the episodes.
         lr_labels: Learning rate of soft labels; 0 leaves the labels as they are.
         lr_step: Learning rate of the step size; 0 leaves it as it is.
         start: First episode, to resume.
@@ -65,8 +74,10 @@ def condense(
         ranks: Processes that condense the same set together, each objective told its share of them.
 
     Raises:
-        UserError: The loss is not finite.
+        UserError: The loss is not finite, or the schedule is unknown.
     """
+    if schedule not in SCHEDULES:
+        raise unknown("condense.schedule", schedule, SCHEDULES)
     rates: dict[str, tuple[Tensor, float]] = {
         f"stored.{name}": (parameter, lr) for name, parameter in synthetic.parameterization.named_parameters()
     }
@@ -81,7 +92,8 @@ def condense(
         if lr_step:
             rates["step_size"] = synthetic.step_size, lr_step
     try:
-        _optimise(synthetic, objective, rates, episodes, momentum, start, velocity or {}, after, ranks)
+        schedules = SCHEDULES[schedule]
+        _optimise(synthetic, objective, rates, episodes, momentum, schedules, start, velocity or {}, after, ranks)
     finally:
         synthetic.labels.requires_grad_(False)
         synthetic.labels.grad = None
@@ -93,6 +105,7 @@ def _optimise(
     rates: dict[str, tuple[Tensor, float]],
     episodes: int,
     momentum: float,
+    schedule: Callable[[float], float],
     start: int,
     velocity: dict[str, Tensor],
     after: Callable[[Progress], None] | None,
@@ -112,6 +125,8 @@ def _optimise(
     together = LOOKED_AT_TOGETHER.get(synthetic.labels.device.type, 1)
     pending: list[tuple[Tensor, ...]] = []
     for number in range(start, episodes):
+        for group, (_, rate) in zip(optimizer.param_groups, rates.values(), strict=True):
+            group["lr"] = rate * schedule(number / episodes)
         losses, outside = [], torch.zeros((), dtype=torch.int64, device=synthetic.labels.device)
         for loss in objective.episode(synthetic, number):
             ranks.sum_gradients_([parameter for parameter, _ in rates.values()], loss)

@@ -56,6 +56,7 @@ class Condense:
         episodes: Freshly drawn networks.
         lr: Learning rate of the stored numbers.
         momentum: Of SGD.
+        schedule: Of all learning rates: constant, as published, or cosine, which falls to 0 over the episodes.
         lr_labels: Learning rate of soft labels, which start as the classes; 0 keeps hard labels. Only with experts.
         lr_step: Learning rate of the step size; 0 keeps it. Only with experts.
         checkpoint: Episodes between checkpoints.
@@ -64,6 +65,7 @@ class Condense:
     episodes: int = 20000
     lr: float = 1.0
     momentum: float = 0.5
+    schedule: Literal["constant", "cosine"] = "constant"
     lr_labels: float = 0.0
     lr_step: float = 0.0
     checkpoint: int = 500

@@ -1,4 +1,4 @@
-"""Where a condensation starts from: noise, or real images chosen one way or another.
+"""Where a condensation starts from: noise, real images chosen one way or another, or means of groups of them.
 
 With no episode after it, a start from real images is a baseline: random, herding, k-centre.
 """
@@ -6,7 +6,9 @@ With no episode after it, a start from real images is a baseline: random, herdin
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from condensate import coresets
 from condensate.data import Split
@@ -49,4 +51,35 @@ def k_centre(stored: Parameterization, real: Split, embed: Embed, streams: Strea
     stored.encode_(real.images(coresets.k_centre(real, len(stored) // len(real.counts()), embed())))
 
 
-STARTS: dict[str, Callable[..., Any]] = {"noise": noise, "real": real, "herding": herding, "k-centre": k_centre}
+def k_means(stored: Parameterization, real: Split, embed: Embed, streams: Streams) -> None:
+    """Centres of clusters of the real images of each class, as close as the storage can hold them."""
+    per_class = len(stored) // len(real.counts())
+    found = []
+    for label, count in enumerate(real.counts().tolist()):
+        images = real.images((real.labels == label).nonzero().flatten())
+        some = centres(images.flatten(1), min(count, per_class), streams("k-means", label))
+        found.append(some.repeat(-(-per_class // len(some)), 1)[:per_class].view(-1, *images.shape[1:]))
+    stored.encode_(torch.cat(found))
+
+
+def centres(points: Tensor, count: int, generator: torch.Generator, rounds: int = 20) -> Tensor:
+    """Centres (count, D) of clusters of points (n, D): Lloyd's algorithm, "Least squares quantization in PCM", 1982.
+
+    It begins with points chosen at random; a centre that no point is closest to stays where it is.
+    """
+    chosen = torch.randperm(len(points), generator=generator, device=generator.device)[:count]
+    found = points[chosen.to(points.device)]
+    for _ in range(rounds):
+        members = one_hot(torch.cdist(points, found).argmin(1), count).to(points.dtype)
+        sizes = members.sum(0)[:, None]
+        found = torch.where(sizes > 0, members.T @ points / sizes.clamp(min=1), found)
+    return found
+
+
+STARTS: dict[str, Callable[..., Any]] = {
+    "noise": noise,
+    "real": real,
+    "herding": herding,
+    "k-centre": k_centre,
+    "k-means": k_means,
+}

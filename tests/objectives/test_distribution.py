@@ -38,10 +38,12 @@ def synthetic(kind: str = "lowrank", each: int = 3, order: Tensor | None = None)
     return SyntheticDataset(stored, labels if order is None else labels[order])
 
 
-def matching(real, compute=None, augment=None, batch_real=BATCH, **options) -> DistributionMatching:
+def matching(real, compute=None, augment=None, batch_real=BATCH, updates=1, **options) -> DistributionMatching:
     options = {"norm": "instance"} | options
     network = build_network("convnet", SHAPE, CLASSES, Streams(2)("net"), width=8, depth=2, **options)
-    return DistributionMatching(real, network, augment or Augment(), Streams(3), compute, batch_real=batch_real)
+    return DistributionMatching(
+        real, network, augment or Augment(), Streams(3), compute, batch_real=batch_real, updates=updates
+    )
 
 
 def gradients(objective: DistributionMatching, of: SyntheticDataset, number: int = 0) -> tuple[float, list[Tensor]]:
@@ -65,6 +67,38 @@ def restated(objective: DistributionMatching, of: SyntheticDataset, number: int)
         for feature in range(theirs.shape[1]):
             total = total + (theirs[:, feature].sum() / BATCH - ours[:, feature].sum() / len(mine)) ** 2
     return total
+
+
+@pytest.mark.parametrize("kind", ["pixels", "lowrank"])
+def test_condense__several_updates__are_as_many_by_hand_on_one_network(real, kind):
+    objective, of, by_hand = matching(real, updates=3), synthetic(kind), synthetic(kind)
+    condense(of, objective, episodes=2, lr=0.03, momentum=0.5)
+    velocity = [torch.zeros_like(p) for p in by_hand.parameters()]
+    for number in (0, 1):
+        for _ in range(3):
+            by_hand.zero_grad()
+            restated(objective, by_hand, number).backward()
+            with torch.no_grad():
+                for parameter, speed in zip(by_hand.parameters(), velocity, strict=True):
+                    speed.mul_(0.5).add_(parameter.grad)
+                    parameter.sub_(speed, alpha=0.03)
+    torch.testing.assert_close(of.images(), by_hand.images(), rtol=1e-4, atol=1e-5)
+
+
+def test_episode__several_updates__real_images_go_through_the_network_once(real, monkeypatch):
+    objective, of, seen = matching(real, updates=4), synthetic(), []
+    features = objective.real_features
+    monkeypatch.setattr(objective, "real_features", lambda index, *a: (seen.append(len(index)), features(index, *a))[1])
+    losses = list(objective.episode(of, 0))
+    assert sum(seen) == CLASSES * BATCH
+    assert len(losses) == 4
+    assert float(losses[0]) == float(losses[3])  # nothing was stepped between them
+
+
+@pytest.mark.parametrize("key", ["batch_real", "updates"])
+def test_matching__less_than_one__refused(real, key):
+    with pytest.raises(UserError, match=rf"objective.{key} must be at least 1, got 0"):
+        matching(real, **{key: 0})
 
 
 @pytest.mark.parametrize("kind", ["pixels", "lowrank"])
@@ -190,12 +224,6 @@ def test_episode__soft_labels__refused(real):
         list(matching(real).episode(of, 0))
 
 
-def test_init__empty_batch__refused(real):
-    network = build_network("convnet", SHAPE, CLASSES, Streams(2)("net"), width=8, depth=2)
-    with pytest.raises(UserError, match=r"batch_real must be at least 1, got 0"):
-        DistributionMatching(real, network, Augment(), Streams(3), batch_real=0)
-
-
 def test_activation_memory__does_not_grow_with_batch_classes_or_images(real):
     """The largest batch a network sees is a chunk, whatever is asked for."""
     seen = []
@@ -206,8 +234,9 @@ def test_activation_memory__does_not_grow_with_batch_classes_or_images(real):
     assert max(seen) == 5
 
 
-def test_planned__counts_what_goes_through_the_network(real):
-    objective, of = matching(real, Compute(precision=torch.bfloat16)), synthetic()
+@pytest.mark.parametrize("updates", [1, 3])
+def test_planned__counts_what_goes_through_the_network(real, updates):
+    objective, of = matching(real, Compute(precision=torch.bfloat16), updates=updates), synthetic()
     seen = {False: 0, True: 0}
     for network in (objective.network, objective.low):
         original = network.features
@@ -218,5 +247,5 @@ def test_planned__counts_what_goes_through_the_network(real):
 
         network.features = counting
     list(objective.episode(of, 0))
-    work = DistributionMatching.planned(CLASSES, len(of), batch_real=BATCH)
+    work = DistributionMatching.planned(CLASSES, len(of), batch_real=BATCH, updates=updates)
     assert (seen[False], seen[True]) == (work.features, work.gradients)

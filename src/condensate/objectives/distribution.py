@@ -44,6 +44,8 @@ class DistributionMatching(Objective):
         compute: Precision, compilation and chunk.
         ranks: Which of several processes this is.
         batch_real: Real images a class and episode, without replacement.
+        updates: Of the synthetic images for each network drawn, 1 as published. The features of the real images, most
+            of an episode's work, serve all of them.
     """
 
     def __init__(
@@ -56,16 +58,19 @@ class DistributionMatching(Objective):
         ranks: Ranks = ALONE,
         *,
         batch_real: int = 256,
+        updates: int = 1,
     ) -> None:
-        if batch_real < 1:
-            raise UserError(f"objective.batch_real must be at least 1, got {batch_real}")
+        for key, value in (("batch_real", batch_real), ("updates", updates)):
+            if value < 1:
+                raise UserError(f"objective.{key} must be at least 1, got {value}")
         if network.batch_statistics and ranks.world > 1:
             raise UserError(
                 "batch normalisation sees all classes in one batch, but of several processes each has classes of its "
                 "own: take another normalisation, as in --network.norm instance, or one process without torchrun"
             )
         compute = compute or Compute()
-        self.real, self.augment, self.streams, self.batch_real = real, augment, streams, batch_real
+        self.real, self.augment, self.streams = real, augment, streams
+        self.batch_real, self.updates = batch_real, updates
         self.classes = len(real.counts())
         self.own = ranks.share(range(self.classes))
         self.size = (real.shape[1], real.shape[2])
@@ -78,22 +83,25 @@ class DistributionMatching(Objective):
 
     @classmethod
     def planned(cls, classes: int, images: int, **options: Any) -> Work:
-        """The real batches without gradient, the synthetic images with."""
-        return Work(features=classes * int(options["batch_real"]), gradients=images, parts=classes)
+        """The real batches without gradient, once; the synthetic images with, at every update."""
+        real, updates = classes * int(options["batch_real"]), int(options.get("updates", 1))
+        return Work(features=real, gradients=images * updates, parts=classes)
 
     def episode(self, synthetic: SyntheticDataset, number: int) -> Iterator[Tensor]:
-        """One network, one augmentation a class, one update."""
-        yield self.match(synthetic, number, lambda drawn: self._real_means(drawn, number))
+        """One network and one augmentation a class, and updates towards the real means under these."""
+        drawn = self.begin(synthetic, number)
+        target = self._real_means(drawn, number)
+        for _ in range(self.updates):
+            yield self.match(synthetic, drawn, target)
 
-    def match(self, synthetic: SyntheticDataset, number: int, target: Callable[[Transform], Tensor]) -> Tensor:
-        """Add the gradient towards the class means (K, D) that ``target`` gives for an augmentation; the loss."""
+    def begin(self, synthetic: SyntheticDataset, number: int) -> Transform:
+        """Draw the network and the augmentation of an episode."""
         if synthetic.labels.ndim != 1:
             raise UserError("distribution matching needs one class an image; soft labels have no class means")
         self.network.reset_(self.streams("network", number))
         if self.low is not self.network:
             self.low.load_state_dict(self.network.state_dict())
-        drawn = self.augment.draw(self.streams("augment", number), self.classes, self.size)
-        return self._add_gradient(synthetic, drawn, target(drawn))
+        return self.augment.draw(self.streams("augment", number), self.classes, self.size)
 
     @torch.no_grad()
     def real_features(self, index: Tensor, labels: Tensor, drawn: Transform) -> Tensor:
@@ -133,8 +141,8 @@ class DistributionMatching(Objective):
         assert isinstance(total, Tensor)
         return total / synthetic.labels.bincount(minlength=self.classes).clamp(min=1)[:, None]
 
-    def _add_gradient(self, synthetic: SyntheticDataset, drawn: Transform, target: Tensor) -> Tensor:
-        """Add the gradient of the loss to what is stored; the loss."""
+    def match(self, synthetic: SyntheticDataset, drawn: Transform, target: Tensor) -> Tensor:
+        """Add the gradient towards the class means ``target`` (K, D) to what is stored; the loss."""
         loss = target.new_zeros(())
         for index in _groups(synthetic.labels, self.chunk, self.own):
             weights = one_hot(synthetic.labels[index], self.classes).float()

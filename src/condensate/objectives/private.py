@@ -146,7 +146,8 @@ class PrivateDistributionMatching(Objective):
 
     def episode(self, synthetic: SyntheticDataset, number: int) -> Iterator[Tensor]:
         """One network, one augmentation a class, one noised sum a class, one update."""
-        yield self.matching.match(synthetic, number, lambda drawn: self._noised_means(synthetic, drawn))
+        drawn = self.matching.begin(synthetic, number)
+        yield self.matching.match(synthetic, drawn, self._noised_means(synthetic, drawn))
 
     @torch.no_grad()
     def _noised_means(self, synthetic: SyntheticDataset, drawn: Transform) -> Tensor:
