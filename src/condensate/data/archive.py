@@ -24,7 +24,7 @@ from condensate.data.pool import Pool
 from condensate.errors import UserError
 
 FORMAT = 1  # to be raised when what is written changes
-BATCH, BATCH_BYTES = 4096, 1 << 23  # most images, and about most bytes, written at once: few batches are soon mapped
+BATCH, BATCH_BYTES = 1024, 1 << 22  # most images, and about most bytes, written at once: few batches are soon mapped
 SPLITS = ("train", "test")
 
 
@@ -111,6 +111,8 @@ def _kept(folder: Path) -> dict[str, Any] | None:
 
 def _build(source: Source, folder: Path) -> dict[str, Any]:
     """Write a source's images to a folder, which is there only once it is whole."""
+    import pyarrow
+
     part = folder.with_name(f"{folder.name}.part")
     for left in (part, folder):  # by a process that was killed; damaged
         if left.exists():
@@ -132,6 +134,7 @@ def _build(source: Source, folder: Path) -> dict[str, Any]:
     finally:
         if part.exists():
             rmtree(part)
+        pyarrow.default_memory_pool().release_unused()
     return about
 
 
@@ -142,7 +145,7 @@ def _write(file: Path, split: Encoded, labels: np.ndarray, classes: tuple[str, .
     from datasets.arrow_writer import ArrowWriter
 
     kinds: dict[Header, int] = {}
-    whole = hashlib.sha256(labels.tobytes())
+    whole = hashlib.sha256(labels.data)
     features = Features({"image": Image(decode=False), "label": ClassLabel(names=list(classes))})
     row = 0
     with ArrowWriter(features=features, path=str(file)) as writer:

@@ -91,7 +91,7 @@ def check_labels(train: object, test: object, classes: Sequence[str] | None) -> 
         UserError: If labels are not integers from 0 to K-1, or a class has no training images.
     """
     training, testing = _integers(train, "train"), _integers(test, "test")
-    present = training.unique()
+    present = torch.from_numpy(np.unique(training.numpy()))
     names = tuple(classes) if classes is not None else None
     count = int(present[-1]) + 1 if names is None else len(names)
     for split, labels in (("train", training), ("test", testing)):
