@@ -1,17 +1,21 @@
-"""A program up to where its first episode begins: python -m benchmarks.first published|ours FOLDER DEVICE."""
+"""What a program does before its first episode: python -m benchmarks.first published|ours FOLDER DEVICE."""
 
 import sys
 from pathlib import Path
 
-way, folder, device = sys.argv[1:]
-if way == "published":
+
+def published(folder: str, device: str) -> object:
+    """All training images read and decoded item by item, then divided by class."""
     import torch
 
     from benchmarks.published import read_images
 
     real = [images.to(device) for images in read_images(Path(folder), (0.49, 0.48, 0.45), (0.2, 0.2, 0.2))]
-    pixels = torch.randn(10, 3, 32, 32, device=device, requires_grad=True)
-else:
+    return real, torch.randn(10, 3, 32, 32, device=device, requires_grad=True)
+
+
+def ours(folder: str, device: str) -> object:
+    """The recipe, the decoded images from the cache, the set and its objective."""
     import torch
 
     from condensate.assemble import compute, image_data, objective, settle_compute, start
@@ -22,5 +26,8 @@ else:
     recipe = resolve("cifar10-dm-ipc1", {"data": {"path": folder}})
     data = image_data(recipe, where)
     recipe = settle_compute(recipe, data.shape, 10, 10, where)
-    synthetic = start(recipe, data, Streams(0, where))
-    matching = objective(recipe, data, compute(recipe, where), Streams(0, where))
+    return start(recipe, data, Streams(0, where)), objective(recipe, data, compute(recipe, where), Streams(0, where))
+
+
+if __name__ == "__main__":
+    {"published": published, "ours": ours}[sys.argv[1]](*sys.argv[2:])

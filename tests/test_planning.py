@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from condensate import assemble, planning
+from condensate import Streams, assemble, build_network, planning
 from condensate.sheets import resolve
 
 
@@ -15,6 +16,15 @@ from condensate.sheets import resolve
 def test_evaluation__networks_count_by_their_operations(networks, least, most):
     recipe = resolve("cifar10-dm-ipc1", {"evaluate": {"networks": networks}})
     assert least <= planning._evaluated_work(recipe, (3, 32, 32), 10) <= most
+
+
+@pytest.mark.parametrize("name", ["convnet", "mlp", "lenet", "alexnet", "vgg11", "resnet18"])
+def test_forward_operations__are_those_pytorch_counts(name):
+    network = build_network(name, (3, 32, 32), 10, Streams(0)("net"))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.eval()(torch.zeros(1, 3, 32, 32))
+    assert assemble.forward_operations(network.train(), (3, 32, 32)) == counter.get_total_flops()
+    assert network.training
 
 
 def test_plan__experts__counted_until_they_are_there(tmp_path):
