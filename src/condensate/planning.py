@@ -100,11 +100,13 @@ class Rates:
         features: Without gradient, in the precision of the recipe.
         gradients: Forward and back to the pixels, float32.
         training: Through a training step, float32, eager.
+        scoring: Without gradient, float32, eager.
     """
 
     features: float
     gradients: float
     training: float
+    scoring: float
 
 
 def plan(recipe: Recipe, device: torch.device) -> Plan:
@@ -162,7 +164,7 @@ def _plan(recipe: Recipe, device: torch.device) -> Plan:
         settled["compute"]["compile"] == "always",
         settled["compute"]["precision"],
         options.episodes * (work.features / rates.features + work.gradients / rates.gradients),
-        trained / rates.training + evaluated.repeats * SCORED / rates.features,
+        trained / rates.training + evaluated.repeats * SCORED / rates.scoring,
         held + 3 * cost.bits // 8 + _peak(settled, shape, classes, images) + 2 * side,
         side,
         experts,
@@ -239,6 +241,10 @@ def _measure(recipe: Recipe, shape: Shape, classes: int, batch: int, device: tor
         with torch.no_grad():
             low.features(images.to(precision))
 
+    def scoring() -> None:
+        with torch.no_grad():
+            net(images)
+
     def gradients() -> None:
         seen = images.clone().requires_grad_()
         torch.autograd.grad(net.features(seen).sum(), seen)
@@ -260,6 +266,7 @@ def _measure(recipe: Recipe, shape: Shape, classes: int, batch: int, device: tor
         low_gain * compute.chunk / _seconds(features, device),
         gain * compute.chunk / _seconds(gradients, device),
         batch / _seconds(training, device),
+        compute.chunk / _seconds(scoring, device),
     )
 
 
