@@ -70,9 +70,11 @@ def check(name: str, device: torch.device) -> dict[str, Any]:
             optimizer.zero_grad()
         taken.append(time.perf_counter() - began)
     epochs = 1 if long else 20
+    settled = assemble.settle_training(recipe, shape, classes, len(synthetic), device)
     networks = train_networks(
         synthetic, classes, streams, network=recipe["network"]["name"], network_options=recipe.options("network"),
         repeats=1 if long else 2, epochs=epochs, augment=assemble.training_augment(recipe),
+        **assemble.training_way(settled),
     )  # fmt: skip
     if not long:
         next(networks)  # warms up
