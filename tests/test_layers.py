@@ -27,6 +27,7 @@ LAYERS = [
     {"rows"},
     {"runs"},
     {"studies"},
+    {"tables"},
     {"commands"},
     {"cli"},
     {"__main__"},

@@ -27,6 +27,7 @@ EXPECTED = {
     "cifar10": {"dm": 15, "dc": 6, "dsa": 9, "mtt": 9},
     "cifar100": {"dm": 9, "dc": 6, "dsa": 9, "mtt": 9},
     "tinyimagenet": {"dm": 9, "dc": 6, "dsa": 6, "mtt": 9},
+    "tinyimagenet-20": {"dm": 6, "dc": 6, "dsa": 6, "mtt": 6},
     **{name: {"dm": 6, "dc": 6, "dsa": 6, "mtt": 8} for name in SUBSETS},
 }
 MADE_FAST = ("digits-dm", "digits-lodm", "mnist-dm-ipc1", "mnist-lodm-ipc1", "cifar10-dm-ipc1", "cifar10-lodm-ipc1")

@@ -39,6 +39,7 @@ class Session:
         smoke: Random images, two classes, tiny networks: does it run at all?
         command: That does it, and alone can go on with it: run, continual or privacy.
         ranks: Processes that do it together.
+        until: When to stop between two episodes, as ``time.monotonic`` counts; never if absent.
     """
 
     device: torch.device
@@ -47,6 +48,7 @@ class Session:
     smoke: bool = False
     command: str = "run"
     ranks: Ranks = ALONE
+    until: float | None = None
 
     def open(self, folder: Path, recipe: Recipe) -> None:
         """Make a folder and write down what is about to be done in it, as far as it takes to go on with it.
@@ -67,6 +69,10 @@ class Session:
                 f"not all processes see {folder}; on several hosts a run needs a folder that they share: name one in "
                 "--out, by its whole path"
             )
+
+
+class OutOfTime(BaseException):
+    """The time given to a piece of work is over, and a checkpoint of it written. No error, so not caught as one."""
 
 
 class Clock:
@@ -189,6 +195,7 @@ class Condensation:
                     if progress.projected and past + 1 == count:
                         line["projected"] = progress.projected
                     log.write(json.dumps(line) + "\n")
+                late = self.session.until is not None and now + 2 * (now - last) > self.session.until
                 last, waited = now, self.data.train.waited
                 if progress.projected and not told:
                     told.append(progress.episode)
@@ -200,9 +207,12 @@ class Condensation:
                 due = (progress.episode + 1) // options.checkpoint > (
                     progress.episode + 1 - count
                 ) // options.checkpoint
-                if due and progress.episode + 1 < options.episodes and ranks.first:
+                more = progress.episode + 1 < options.episodes
+                if (due or late) and more and ranks.first:
                     log.flush()
                     self.save(synthetic, progress)
+                if late and more:
+                    raise OutOfTime(f"{self.title}: stopped after episode {progress.episode}")
 
             condense(
                 synthetic,

@@ -8,6 +8,7 @@ from condensate.commands.plan import PLAN
 from condensate.commands.privacy import PRIVACY
 from condensate.commands.recipes import RECIPES, SHOW
 from condensate.commands.run import RUN
+from condensate.commands.table import TABLE
 
 COMMANDS = {
     "recipes": RECIPES,
@@ -18,6 +19,7 @@ COMMANDS = {
     "evaluate": EVALUATE,
     "continual": CONTINUAL,
     "privacy": PRIVACY,
+    "table": TABLE,
 }
 
 __all__ = ["COMMANDS", "Command"]

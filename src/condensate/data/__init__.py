@@ -56,7 +56,7 @@ def load(
     Args:
         name: digits, mnist, fashion-mnist, svhn, cifar10, cifar100, tinyimagenet, or owner/name on the Hugging Face
             hub. With ``path``, any name: it is only shown. The subsets of ImageNet (imagenette, imagewoof, imagemeow,
-            imagesquawk, imagefruit, imageyellow) need ``path``.
+            imagesquawk, imagefruit, imageyellow) and of Tiny-ImageNet (tinyimagenet-20) need ``path``.
         path: A folder with train.parquet and test.parquet (columns image and label), or with class folders
             train/<class>/* and test/<class>/*, or <class>/* of which a fixed fifth is held for testing.
         mean: Subtracted, one value a channel on the scale 0 to 1; measured when absent.

@@ -55,6 +55,7 @@ KNOWN = {
     "cifar10": Known((3, 32, 32), 10, "uoft-cs/cifar10", image="img"),
     "cifar100": Known((3, 32, 32), 100, "uoft-cs/cifar100", image="img", label="fine_label"),
     "tinyimagenet": Known((3, 64, 64), 200, "zh-plus/tiny-imagenet", test="valid"),
+    "tinyimagenet-20": Known((3, 64, 64), 20, None),
 } | {name: Known((3, 128, 128), 10, None) for name in IMAGENET_SUBSETS}
 
 
@@ -69,6 +70,11 @@ def named(name: str) -> Source:
         raise UserError(
             f"{name} comes from your own copy of ImageNet: --data.path DIR with train/<class>/* and val/<class>/* "
             f"of its classes; in the order of ImageNet's folders, counted from 0, these are {numbers}"
+        )
+    if name == "tinyimagenet-20":
+        raise UserError(
+            "tinyimagenet-20 comes from your own copy of Tiny-ImageNet: --data.path DIR with train/<class>/* and "
+            "val/<class>/*, or train.parquet and test.parquet, of every tenth class in the order of its folders"
         )
     known = KNOWN.get(name)
     if known is not None and known.hub is not None:

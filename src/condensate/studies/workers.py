@@ -40,8 +40,13 @@ def each(work: Callable[[Any], None], items: Iterable[Any], jobs: int = 1) -> No
 
 
 def _begin(threads: int) -> None:
-    """Set a process up: its threads, and its end with that of the process that started it, however that ends."""
+    """Set a process up."""
     torch.set_num_threads(threads)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Let this process end with the one that started it, however that ends."""
     parent = parent_process()
     if parent is not None:
         Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()

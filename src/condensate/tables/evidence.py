@@ -1,0 +1,98 @@
+"""What finished cells say: their ``result.json`` checked against the cell, and the statistics over seeds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+from condensate.errors import UserError
+from condensate.recipe import Values
+from condensate.records import read_json
+from condensate.studies.continual import difference, spread
+from condensate.tables.layout import Cell
+
+RESULT = "result.json"
+
+
+def finished(results: Path, cell: Cell) -> bool:
+    """Whether a cell has its result."""
+    return (results / cell.path / RESULT).is_file()
+
+
+def read(results: Path, cell: Cell) -> Values | None:
+    """The result of a cell; None if there is none.
+
+    Raises:
+        UserError: The file is of something else: another recipe, seed, number of episodes or of networks.
+    """
+    file = results / cell.path / RESULT
+    if not file.is_file():
+        return None
+    found, recipe = dict(read_json(file)), cell.resolve()
+    expected: Values = {"recipe": cell.recipe, "smoke": False}
+    if "rows" not in found:  # a study has its class orders, one seed for all of them
+        condensed = cell.row is None and recipe.condense.episodes
+        expected |= {"row": cell.row or cell.recipe, "seed": cell.seed}
+        expected |= {"fraction": cell.profile.fraction if condensed else None}
+        networks = [(scored["epochs"], len(scored["accuracies"])) for scored in found.get("evaluation", [])]
+        epochs = recipe.evaluate.epochs_full if cell.row == "full" else recipe.evaluate.epochs
+        if not networks or set(networks) != {(epochs, recipe.evaluate.repeats)}:
+            raise UserError(f"{file} has other networks or epochs than {cell.path}; move it away and run the cell")
+    other = {key: found.get(key) for key, value in expected.items() if found.get(key) != value}
+    if other:
+        raise UserError(f"{file} is not of {cell.path}: {other} where {expected} belong; move it away")
+    return found
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An accuracy over seeds.
+
+    Args:
+        values: By seed, the mean over its networks.
+        networks: Of a seed.
+        std: Sample standard deviation over seeds, or over the networks of the one seed; None of one network.
+    """
+
+    values: dict[int, float]
+    networks: int
+    std: float | None
+
+    @property
+    def mean(self) -> float:
+        """Over seeds."""
+        return mean(self.values.values())
+
+
+def estimate(results: Path, cells: Sequence[Cell], network: str | None = None) -> Estimate | None:
+    """The accuracy of a cell over its seeds, of those that are there; None if none is.
+
+    Args:
+        results: Folder of all results.
+        cells: One cell, seed by seed.
+        network: On which it was scored; the first if absent.
+    """
+    scored = {}
+    for cell in cells:
+        result = read(results, cell)
+        for score in (result or {}).get("evaluation", []):
+            if score["network"] == network or network is None:
+                scored.setdefault(cell.seed, score)
+    if not scored:
+        return None
+    values = {seed: float(score["mean"]) for seed, score in scored.items()}
+    first = next(iter(scored.values()))
+    std = spread(list(values.values()))["std"] if len(values) > 1 else first["std"]
+    return Estimate(values, len(first["accuracies"]), std)
+
+
+def compare(ours: Estimate | None, others: Estimate | None) -> Values | None:
+    """How much better one is than the other, paired over the seeds that both have; None if there are none.
+
+    Returns:
+        mean, values, and the 95 % interval over seeds, low and high, which are None for one seed.
+    """
+    if ours is None or others is None:
+        return None
+    seeds = [seed for seed in ours.values if seed in others.values]
+    return difference([ours.values[s] for s in seeds], [others.values[s] for s in seeds]) if seeds else None

@@ -1,0 +1,194 @@
+"""The machine that fills the tables goes on from wherever it was stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from condensate import UserError, cli
+from condensate.atomic import alone_in
+from condensate.condensing import OutOfTime
+from condensate.console import Display
+from condensate.tables import Cell, Place, Profile, fill, finished, queue, read, run_cell
+from condensate.tables import machine as machine_module
+
+CHANGES = {"evaluate": {"repeats": 2, "epochs": 2}, "network": {"width": 8}, "objective": {"batch_real": 8}}
+TINY = Profile("tiny", "tiny", fraction=0.01, changes=CHANGES)
+CELL = Cell(TINY, "digits-lodm")
+
+
+def place(folder, **more):
+    return Place(folder, "cpu", 1, **more)
+
+
+def kept(folder, cell=CELL):
+    """What must not depend on how often a cell was stopped."""
+    result = read(folder, cell)
+    return result["artefact_sha256"], [score["accuracies"] for score in result["evaluation"]]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    run_cell(CELL, place(folder))
+    return kept(folder)
+
+
+def test_run_cell__leaves_a_result_that_tells_what_it_is(tmp_path, uninterrupted):
+    run_cell(CELL, place(tmp_path))
+    result = read(tmp_path, CELL)
+    assert result["fraction"] == 0.01
+    assert result["overrides"] == CHANGES | {"condense": {"episodes": 7}}
+    assert kept(tmp_path) == uninterrupted
+
+
+def test_run_cell__stopped_after_every_episode__ends_as_one_that_was_not(tmp_path, uninterrupted):
+    folder, stops = tmp_path / CELL.path, 0
+    while not finished(tmp_path, CELL):
+        try:
+            run_cell(CELL, place(tmp_path), until=time.monotonic())
+        except OutOfTime:
+            stops += 1
+            assert (folder / "checkpoints" / "condense.safetensors").is_file()
+    assert stops == 6
+    assert len((folder / "log.jsonl").read_text().splitlines()) == 7
+    assert kept(tmp_path) == uninterrupted
+
+
+def test_run_cell__baseline__is_scored_without_episodes(tmp_path):
+    cell = Cell(TINY, "digits-dm", row="random-uint8")
+    run_cell(cell, place(tmp_path))
+    result = read(tmp_path, cell)
+    assert result["row"] == "random-uint8"
+    assert result["stored"]["images_per_class"] == 4
+    assert result["fraction"] is None
+
+
+def test_run_cell__study__stopped_and_gone_on_with(tmp_path):
+    few = CHANGES | {"continual": {"steps": 2, "orders": 1}}
+    cell = Cell(Profile("tiny", "tiny", fraction=0.005, changes=few), "digits-continual-lodm-5steps")
+    for _ in range(20):
+        try:
+            run_cell(cell, place(tmp_path), until=time.monotonic())
+            break
+        except OutOfTime:
+            pass
+    assert read(tmp_path, cell)["rows"][cell.recipe]["final"]["mean"] > 0
+
+
+def test_fill__runs_what_is_missing_and_nothing_twice(tmp_path, uninterrupted):
+    said = fill([CELL], place(tmp_path), 120, Display(quiet=True))
+    assert (said.done, said.left) == ([CELL.path], 0)
+    assert kept(tmp_path) == uninterrupted
+    file = tmp_path / CELL.path / "result.json"
+    before = file.stat().st_mtime_ns
+    assert fill([CELL], place(tmp_path), 120, Display(quiet=True)).done == []
+    assert file.stat().st_mtime_ns == before
+
+
+def test_fill__time_is_up__ends_in_time_and_says_what_goes_on(tmp_path):
+    long = Cell(Profile("long", "long", changes=CHANGES), "digits-lodm-ipc10")
+    began = time.monotonic()
+    said = fill([long, CELL], place(tmp_path), 8, Display(quiet=True))
+    assert time.monotonic() - began < 10
+    assert said.stopped == [long.path]
+    assert (said.done, said.left) == ([], 2)
+
+
+def test_fill__what_cannot_be_run__is_left_out_with_the_reason(tmp_path):
+    missing = Cell(TINY, "cifar10-lodm-ipc1")
+    (tmp_path / "sets" / "fashion_mnist").mkdir(parents=True)
+    said = fill([missing, CELL], place(tmp_path, data=tmp_path / "sets"), 120, Display(quiet=True))
+    assert said.refused[missing.path].endswith("holds no folder cifar10; it has fashion_mnist")
+    assert said.done == [CELL.path]
+
+
+def test_fill__a_cell_of_another_process__is_left_to_it(tmp_path):
+    folder = tmp_path / CELL.path
+    folder.mkdir(parents=True)
+    with alone_in(folder):
+        said = fill([CELL], place(tmp_path), 60, Display(quiet=True))
+    assert "another process is at work" in said.refused[CELL.path]
+
+
+def test_run_cell__begun_on_another_device__is_not_mixed(tmp_path):
+    with pytest.raises(OutOfTime):
+        run_cell(CELL, place(tmp_path), until=time.monotonic())
+    file = tmp_path / CELL.path / "environment.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"device": "a GPU"}))
+    with pytest.raises(UserError, match="was started on a GPU and goes on there"):
+        run_cell(CELL, place(tmp_path))
+
+
+def test_reading__data_sets_by_letters_and_digits(tmp_path):
+    (tmp_path / "tiny_imagenet_20").mkdir()
+    recipe = Cell(TINY, "tinyimagenet-20-dm-ipc1").resolve()
+    assert machine_module._reading(recipe, tmp_path)["data"]["path"] == str(tmp_path / "tiny_imagenet_20")
+    with pytest.raises(UserError, match="must name a folder with data sets"):
+        machine_module._reading(recipe, tmp_path / "nowhere")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_table_run__killed__takes_its_process_with_it_and_goes_on(tmp_path):
+    command = [sys.executable, "-m", "condensate", "table", "run", "digits", "--results", "results", "--minutes", "5"]
+    running = subprocess.Popen([*command, "--threads", "1"], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    first = tmp_path / "results" / queue("cpu", ["digits"])[0].path
+    deadline = time.monotonic() + 60
+    while not (first / "log.jsonl").is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    deadline = time.monotonic() + 20
+    while True:  # the lock is free as soon as the cell's process has gone
+        try:
+            with alone_in(first):
+                break
+        except UserError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert (first / "log.jsonl").is_file()
+
+
+def test_command__says_what_is_next(tmp_path, capsys):
+    assert cli.main(["table", "run", "digits", "--results", str(tmp_path), "--minutes", "0"]) == 0
+    said = capsys.readouterr().err
+    assert "0 of 75 cells done" in said
+    assert "next: full/digits-dm/seed0" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_command__show__prints_markdown_and_renews_pages(tmp_path, capsys):
+    assert cli.main(["table", "show", "digits", "--results", str(tmp_path)]) == 0
+    assert "**The digits, 8x8 pixels**" in capsys.readouterr().out
+    page = tmp_path / "page.md"
+    page.write_text("<!-- table: digits -->\n<!-- end of table -->\n")
+    assert cli.main(["table", "show", "--results", str(tmp_path), "--into", str(page)]) == 0
+    assert "renewed" in capsys.readouterr().out
+    assert "0 of 75 done" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run"], "say how long: condensate table run --minutes 60"),
+        (["run", "--minutes", "-1"], "expected a number of minutes, at least 0, got '-1'"),
+        (["run", "--minutes", "soon"], "expected a number of minutes"),
+        (["run", "--minutes", "1", "--into", "page.md"], "--into is for table show"),
+        (["run", "cifar-10", "--minutes", "0"], "unknown table 'cifar-10'; did you mean 'cifar10'"),
+        (["show", "--minutes", "1"], "are for table run"),
+        (["show", "--results", "nowhere"], "no folder nowhere of results"),
+        (["show", "digits", "--results", ".", "--into", "page.md"], "give no TABLE with --into"),
+        (["show", "--results", ".", "--into", "page.md"], "no page page.md"),
+        (["fill"], "invalid choice: 'fill'"),
+    ],
+)
+def test_command__mistakes__in_one_line(tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["table", *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.strip().splitlines()) == 1
