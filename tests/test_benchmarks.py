@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as program
-from benchmarks import plans
+from benchmarks import pages, plans
 from benchmarks.measure import Way, Work, measure, peak_bytes, resident
 from benchmarks.works import QUICK, WORKS, Bench
 from condensate import Compute
@@ -83,3 +83,31 @@ def test_program__shares_are_of_the_rates_beside(bench: Bench, monkeypatch: pyte
     assert first["times_faster"] == 1
     assert all(row["share_of_copy_rate"] == pytest.approx(row["moved"] / row["median"] / 1e9) for row in others)
     assert all(row["share_of_matrix_rate"] is None for row in others)
+
+
+def test_pages__performance_md__holds_what_the_evidence_says():
+    text = pages.PAGE.read_text()
+    assert len(pages.MARKED.findall(text)) == text.count("<!-- benchmark: ") == 3
+    assert pages.insert(text, pages.tables()) == text, "renew it: python -m benchmarks.pages"
+
+
+def test_pages__without_evidence__says_so_and_adding_replaces_by_work(tmp_path: Path):
+    assert pages.tables(tmp_path)["cuda"] == "Not measured yet.\n"
+    row = {
+        "work": "a step",
+        "way": "ours",
+        "seconds": [2.0, 1.0, 3.0],
+        "median": 2.0,
+        "times_faster": 1.5,
+        "memory": None,
+    }
+    row |= {"share_of_matrix_rate": 0.5, "share_of_copy_rate": 0.001}
+    report = {"device": "cpu", "machine": {"processor": "p", "threads": 2}, "versions": {"torch": "2"}, "commit": "abc"}
+    pages.add(report | {"rows": [row, row | {"work": "another"}]}, tmp_path)
+    pages.add(report | {"commit": "def", "rows": [row | {"times_faster": 2.5}]}, tmp_path)
+    text = pages.tables(tmp_path)["cpu"]
+    assert "| a step | ours | 2 | 1 .. 3 | 2.50 | 50 % | < 0.5 % |  |" in text
+    assert "1.50" in text
+    assert "commits abc, def" in text
+    with pytest.raises(ValueError, match="move it away"):
+        pages.add(report | {"versions": {"torch": "3"}, "rows": []}, tmp_path)

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from condensate import UserError, cli
 from condensate.atomic import alone_in
@@ -91,11 +92,11 @@ def test_fill__runs_what_is_missing_and_nothing_twice(tmp_path, uninterrupted):
 
 
 def test_fill__time_is_up__ends_in_time_and_says_what_goes_on(tmp_path):
-    long = Cell(Profile("long", "long", changes=CHANGES), "digits-lodm-ipc10")
+    long = Cell(Profile("long", "long"), "digits-lodm")
     began = time.monotonic()
     said = fill([long, CELL], place(tmp_path), 8, Display(quiet=True))
     assert time.monotonic() - began < 10
-    assert said.stopped == [long.path]
+    assert said.stopped == [long.path], said
     assert (said.done, said.left) == ([], 2)
 
 
@@ -151,6 +152,31 @@ def test_table_run__killed__takes_its_process_with_it_and_goes_on(tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.05)
     assert (first / "log.jsonl").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_run_cell__killed_at_any_moment__ends_as_one_that_was_not(tmp_path):
+    """The whole cell, half a minute of it, killed every few seconds."""
+    cell = Cell(Profile("whole", "whole", changes={"evaluate": {"repeats": 2, "epochs": 30}}), "digits-lodm")
+    run_cell(cell, place(tmp_path / "whole"))
+    program = (
+        "import sys, torch; from pathlib import Path; from condensate.tables import *; torch.set_num_threads(1); "
+        f"cell = Cell(Profile('whole', 'whole', changes={cell.profile.changes}), 'digits-lodm'); "
+        "run_cell(cell, Place(Path(sys.argv[1]), 'cpu', 1))"
+    )
+    draws, kills = torch.Generator().manual_seed(0), 0
+    while not finished(tmp_path / "killed", cell):
+        running = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
+        try:
+            running.wait(4 + 8 * float(torch.rand((), generator=draws)))
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()
+            kills += 1
+        assert kills < 60
+    assert kills >= 2
+    assert kept(tmp_path / "killed", cell) == kept(tmp_path / "whole", cell)
 
 
 def test_command__says_what_is_next(tmp_path, capsys):

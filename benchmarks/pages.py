@@ -1,0 +1,120 @@
+"""What was measured, kept as evidence and shown in docs/performance.md: python -m benchmarks.pages.
+
+Reports of ``python -m benchmarks --json`` named on the command line are added to the evidence of their device first.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from condensate.atomic import replacing
+from condensate.console import size
+
+Row = dict[str, Any]
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "performance.md"
+EVIDENCE = ROOT / "docs" / "evidence"
+MARKED = re.compile(r"(<!-- benchmark: (?P<what>[a-z]+) -->\n)(.*?)(<!-- end of benchmark -->)", re.DOTALL)
+STEPS = ("work", "way", "seconds", "min .. max", "times faster", "of the product rate", "of the copy rate", "memory")
+PLANNED = ("recipe", "episode planned", "measured", "network planned", "measured", "memory planned", "measured")
+
+
+def add(report: Row, folder: Path = EVIDENCE) -> Path:
+    """Put the rows of a report into the evidence of its device, in place of older ones of the same work."""
+    file = folder / f"benchmark-{'cpu' if report['device'] == 'cpu' else 'cuda'}.json"
+    kept = json.loads(file.read_text()) if file.is_file() else report | {"rows": []}
+    for key in ("device", "machine", "versions"):
+        if kept[key] != report[key]:
+            raise ValueError(f"{file} is of {key} {kept[key]}, the report of {report[key]}: move it away")
+    own = [row | {"commit": row.get("commit", report["commit"])} for row in report["rows"] if row["way"] != "failed"]
+    done = {row["work"] for row in own}
+    rows = [*(row for row in kept["rows"] if row["work"] not in done), *own]
+    with replacing(file) as part:
+        part.write_text(json.dumps(kept | {"rows": rows}, indent=1) + "\n")
+    return file
+
+
+def steps(rows: Sequence[Row]) -> list[Sequence[str]]:
+    """Work done in several ways, the published one first."""
+
+    def share(value: float | None) -> str:
+        return "" if value is None else f"{100 * value:.0f} %" if value >= 0.005 else "< 0.5 %"
+
+    lines: list[Sequence[str]] = [STEPS]
+    last = ""
+    for row in sorted((row for row in rows if row["seconds"]), key=lambda row: str(row["work"])):
+        lines.append(
+            (
+                "" if row["work"] == last else row["work"],
+                row["way"],
+                f"{row['median']:.4g}",
+                f"{min(row['seconds']):.4g} .. {max(row['seconds']):.4g}",
+                f"{row['times_faster']:.2f}",
+                share(row["share_of_matrix_rate"]),
+                share(row["share_of_copy_rate"]),
+                size(row["memory"]) if (row["memory"] or 0) >= 2**20 else "",  # of another process it is not known
+            )
+        )
+        last = row["work"]
+    return lines
+
+
+def planned(rows: Sequence[Row]) -> list[Sequence[str]]:
+    """What ``plan`` says, and what it takes."""
+    lines: list[Sequence[str]] = [PLANNED]
+    for row in (row for row in rows if "planned" in row):
+        told = [row["work"].removeprefix("plan-")]
+        for key in ("episode_seconds", "evaluation_seconds_a_network", "bytes"):
+            values = row["planned"][key], row["measured"][key]
+            told += [size(value) if key == "bytes" else f"{value:,.3g} s" for value in values]
+        lines.append(told)
+    return lines
+
+
+def tables(folder: Path = EVIDENCE) -> dict[str, str]:
+    """Markdown by the name in a marker: cpu and cuda, and plan, all from the evidence."""
+    found = {}
+    for device in ("cpu", "cuda"):
+        file = folder / f"benchmark-{device}.json"
+        if not file.is_file():
+            found[device] = "Not measured yet.\n"
+            continue
+        held = json.loads(file.read_text())
+        processor = held["machine"]["processor"] if device == "cpu" else held["device"]
+        commits = ", ".join(dict.fromkeys(row["commit"] for row in held["rows"]))
+        rates = [row["matrix_rates"] for row in held["rows"] if "matrix_rates" in row]
+        spans = [
+            f"{min(seen):,.0f} to {max(seen):,.0f} GFLOP/s in {name}"
+            for name in ("float32", "bfloat16")
+            if (seen := [rate[name] / 1e9 for rate in rates if name in rate])
+        ]
+        made = (
+            f"{processor}, {held['machine']['threads']} threads, torch {held['versions']['torch']}, commits {commits}"
+        )
+        told = f"{made} (row by row in the evidence). Products: {'; '.join(spans)}."
+        found[device] = f"{_markdown(steps(held['rows']))}\n{told}\n"
+        if device == "cpu":
+            found["plan"] = _markdown(planned(held["rows"]))
+    return found
+
+
+def insert(text: str, found: dict[str, str]) -> str:
+    """A page with the tables between its markers made anew."""
+    return MARKED.sub(lambda mark: f"{mark[1]}\n{found[mark['what']]}\n{mark[4]}", text)
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    head, *rows = lines
+    return (
+        "\n".join([f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *(f"| {' | '.join(r)} |" for r in rows)]) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    for given in sys.argv[1:]:
+        add(json.loads(Path(given).read_text()))
+    PAGE.write_text(insert(PAGE.read_text(), tables()))
