@@ -63,6 +63,14 @@ def steps(rows: Sequence[Row]) -> list[Sequence[str]]:
     return lines
 
 
+def empty(folder: Path) -> list[Sequence[str]]:
+    """The work that was measured on a CPU, in visibly empty lines."""
+    file = folder / "benchmark-cpu.json"
+    rows = json.loads(file.read_text())["rows"] if file.is_file() else []
+    works = sorted({row["work"] for row in rows if row["seconds"]})
+    return [STEPS, *((work, *[""] * (len(STEPS) - 1)) for work in works)]
+
+
 def planned(rows: Sequence[Row]) -> list[Sequence[str]]:
     """What ``plan`` says, and what it takes."""
     lines: list[Sequence[str]] = [PLANNED]
@@ -81,7 +89,7 @@ def tables(folder: Path = EVIDENCE) -> dict[str, str]:
     for device in ("cpu", "cuda"):
         file = folder / f"benchmark-{device}.json"
         if not file.is_file():
-            found[device] = "Not measured yet.\n"
+            found[device] = f"{_markdown(empty(folder))}\nNot measured yet.\n"
             continue
         held = json.loads(file.read_text())
         processor = held["machine"]["processor"] if device == "cpu" else held["device"]
