@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,11 +137,7 @@ def start(recipe: Recipe, data: ImageData, streams: Streams, outputs: int | None
     real = data.train.seen_through(None) if data.whitening is not None and stored.holds_pixels else data.train
     STARTS[recipe["start"]["name"]](stored, real, trained_features, streams, **recipe.options("start"))
     privacy = guarantee(recipe, data)
-    nowhere = {"path": None, "hold": "memory", "workers": None}
-    described = recipe.with_values(data=nowhere)  # the same bytes wherever the data and the experts lay
-    described = replace(described, values={k: v for k, v in described.values.items() if k not in STUDIES})
-    if recipe.experts is not None:
-        described = described.with_values(experts={"store": None, "make": True})
+    described = {k: v for k, v in recipe.anywhere().values.items() if k not in STUDIES}
     labels = class_major(classes, each).to(device)
     return SyntheticDataset(
         stored,
@@ -154,7 +149,7 @@ def start(recipe: Recipe, data: ImageData, streams: Streams, outputs: int | None
         whitening=data.whitening,
         about={
             "recipe": recipe.name,
-            "values": described.values,
+            "values": described,
             "versions": {
                 "condensate": __version__,
                 "torch": str(torch.__version__),

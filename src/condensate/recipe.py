@@ -204,6 +204,11 @@ class Recipe:
         """A copy with some keys changed; a dict is merged into its section, and a changed name drops the old keys."""
         return replace(self, values=merge(self.values, sections))
 
+    def anywhere(self) -> "Recipe":
+        """A copy that does not tell where data and experts lie or how they are held: none of it changes a result."""
+        recipe = self.with_values(data={"path": None, "hold": "memory", "workers": None})
+        return recipe if recipe.experts is None else recipe.with_values(experts={"store": None, "make": True})
+
     def dump(self) -> str:
         """The recipe as YAML, what it is in a comment at the top."""
         comment = "".join(f"# {key.capitalize()}: {value}\n" for key, value in self.about.items())

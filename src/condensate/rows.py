@@ -113,6 +113,7 @@ class Row:
             "peak_bytes": peak_bytes(self.session.device),
             "budget": recipe["budget"],
             "compute": recipe["compute"],
+            "values": recipe.anywhere().values,
             "training": {key: recipe["evaluate"][key] for key in ("compile", "precision", "together")},
             "data": {
                 "name": self.data.name,

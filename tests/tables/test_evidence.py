@@ -40,6 +40,17 @@ def test_read__other_networks_or_epochs__refused(put):
         read(put(LOW, [0.4, 0.5, 0.6], evaluation=[]), LOW)
 
 
+def test_read__recipe_has_changed_since__refused(put):
+    values = LOW.resolve().anywhere().values
+    settled = {"compute": {"compile": "always"}, "evaluate": values["evaluate"] | {"compile": "never"}}
+    assert read(put(LOW, [0.4, 0.5, 0.6], values=values | settled), LOW)
+    other = values | {"condense": values["condense"] | {"lr": 7.0}, "network": {"name": "mlp"}}
+    with pytest.raises(UserError, match="was made with other network, condense than twentieth/cifar10-lodm-ipc1"):
+        read(put(LOW, [0.4, 0.5, 0.6], values=other), LOW)
+    with pytest.raises(UserError, match="was made with other parameterization than"):
+        read(put(LOW, [0.4, 0.5, 0.6], values=values | {"parameterization": {"name": "lowrank", "rank": 3}}), LOW)
+
+
 def test_estimate__one_seed__spread_over_networks(put):
     found = estimate(put(LOW, [0.4, 0.5, 0.6]), seeds(LOW, 3))
     assert found.mean == pytest.approx(0.5)

@@ -124,6 +124,7 @@ class Study:
             "overrides": self.session.changes,
             "smoke": self.session.smoke,
             "fraction": fraction(self.recipe),
+            "values": self.recipe.anywhere().values,
             "protocol": options.protocol,
             "budget": options.budget,
             "orders": orders,

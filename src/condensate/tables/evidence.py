@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
+from condensate import assemble
 from condensate.errors import UserError
-from condensate.recipe import Values
+from condensate.recipe import Recipe, Values
 from condensate.records import read_json
 from condensate.studies.continual import difference, spread
 from condensate.tables.layout import Cell
 
 RESULT = "result.json"
+SETTLED = ("compile", "precision", "together", "mean", "std")
 
 
 def finished(results: Path, cell: Cell) -> bool:
@@ -41,6 +43,22 @@ def read(results: Path, cell: Cell) -> Values | None:
     other = {key: found.get(key) for key, value in expected.items() if found.get(key) != value}
     if other:
         raise UserError(f"{file} is not of {cell.path}: {other} where {expected} belong; move it away")
+    sections = _departing(found["values"], recipe, cell) if "values" in found else []
+    if sections:
+        raise UserError(f"{file} was made with other {', '.join(sections)} than {cell.path} has now; move it away")
+    return found
+
+
+def _departing(values: Values, recipe: Recipe, cell: Cell) -> list[str]:
+    """Sections in which a run differs from what its cell asks for; how it was computed is its own affair."""
+    if cell.row in assemble.BASELINES:
+        recipe = assemble.baseline(recipe, cell.row)
+    asked = recipe.anywhere().values
+    sections = [section for section in asked if section not in ("compute", "evaluate", "parameterization")]
+    found = [section for section in sections if values.get(section) != asked[section]]
+    for section in ("evaluate", "parameterization"):  # what was settled by the machine and the data
+        kept = {key: value for key, value in asked[section].items() if key not in SETTLED}
+        found += [section] if any(values[section].get(key) != value for key, value in kept.items()) else []
     return found
 
 
