@@ -79,13 +79,12 @@ def _run(options: argparse.Namespace) -> None:
         return
     place = tables.Place(options.results, str(device), torch.get_num_threads(), options.data)
     outcome = tables.fill(cells, place, 60 * options.minutes, display)
-    for cell in outcome.stopped:
-        display.say(f"{cell} goes on next time")
-    for cell, why in outcome.refused.items():
-        display.say(f"left out: {cell}: {why}")
-    print(
-        f"{len(outcome.done)} cells done within {duration(60 * options.minutes)}, {outcome.left} of {len(cells)} left"
-    )
+    for path in outcome.stopped:
+        display.say(f"{path} goes on next time")
+    for path, why in outcome.refused.items():
+        display.say(f"left out: {path}: {why}")
+    given = duration(60 * options.minutes)
+    print(f"{len(outcome.done)} cells done within {given}, {outcome.left} of {len(cells)} left")
     if outcome.failed:
         raise RuntimeError(f"{', '.join(outcome.failed)}: a fault of the program, see above")
 

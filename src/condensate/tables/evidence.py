@@ -90,7 +90,7 @@ def estimate(results: Path, cells: Sequence[Cell], network: str | None = None) -
         cells: One cell, seed by seed.
         network: On which it was scored; the first if absent.
     """
-    scored = {}
+    scored: dict[int, Values] = {}
     for cell in cells:
         result = read(results, cell)
         for score in (result or {}).get("evaluation", []):
