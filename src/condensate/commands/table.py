@@ -81,10 +81,9 @@ def _run(options: argparse.Namespace) -> None:
     outcome = tables.fill(cells, place, 60 * options.minutes, display)
     for path in outcome.stopped:
         display.say(f"{path} goes on next time")
-    for path, why in outcome.refused.items():
-        display.say(f"left out: {path}: {why}")
-    given = duration(60 * options.minutes)
-    print(f"{len(outcome.done)} cells done within {given}, {outcome.left} of {len(cells)} left")
+    given, refused = duration(60 * options.minutes), len(outcome.refused)
+    without = f", {refused} of them left out, for the reasons above" if refused else ""
+    print(f"{len(outcome.done)} cells done within {given}, {outcome.left} of {len(cells)} left{without}")
     if outcome.failed:
         raise RuntimeError(f"{', '.join(outcome.failed)}: a fault of the program, see above")
 

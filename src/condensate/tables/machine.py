@@ -94,6 +94,10 @@ def fill(cells: Sequence[Cell], place: Place, seconds: float, display: Display) 
 
 def _attempt(cell: Cell, place: Place, until: float) -> tuple[str, str]:
     """Run a cell in a process of its own, which does not outlive the time; its state and why."""
+    try:
+        _reading(cell.resolve(), place.data)
+    except UserError as error:
+        return REFUSED, str(error)
     context = get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(cell, place, until - time.monotonic(), theirs), daemon=True)
