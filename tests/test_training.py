@@ -361,3 +361,52 @@ def test_mean_loss__compiled_is_eager(norm: str, count: int):
         pupil.unstack_()
     for one, other in zip(alone, compiled, strict=True):
         torch.testing.assert_close(weights(other), weights(one), rtol=1e-3, atol=1e-5)
+
+
+class Stopped(Exception):
+    """Stands in for the end of a process."""
+
+
+class Kept:
+    """Keeps the state after some epoch and stops there."""
+
+    def __init__(self, stop: int, state: dict[str, Tensor] | None = None) -> None:
+        self.stop, self.state = stop, state
+
+    def last(self) -> dict[str, Tensor] | None:
+        return self.state
+
+    def put(self, state: Callable[[], dict[str, Tensor]]) -> None:
+        found = state()
+        if int(found["epochs"]) == self.stop:
+            self.state = {key: value.contiguous().clone() for key, value in found.items()}
+            raise Stopped
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("stop", [1, 2, 5])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_fit__stopped_and_gone_on_with_elsewhere__is_one_that_was_not(
+    norm: str, count: int, stop: int, channels_last: bool
+):
+    def trained(*stops: int) -> list[Tensor]:
+        state = None
+        for last in stops or (-1,):  # each in networks of its own, as in a process of its own
+            networks = stack(count, torch.float32, norm=norm)
+            if channels_last and count == 1:
+                networks[0].to(memory_format=torch.channels_last)
+            pupil = networks[0] if count == 1 else Together(networks)
+            mark = Kept(last, state)
+            generators = [seeded(number) for number in range(count)]
+            data = examples(dtype=torch.float32)
+            try:
+                fit(pupil, data, epochs=6, generator=generators, batch=4, lr=0.1, augment=Augment(), bookmark=mark)
+            except Stopped:
+                state = mark.state
+        if isinstance(pupil, Together):
+            pupil.unstack_()
+        return [tensor for each in networks for tensor in (*each.parameters(), *each.buffers())]
+
+    whole, parts = trained(), trained(stop, -1)
+    assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))

@@ -50,6 +50,10 @@ class Session:
     ranks: Ranks = ALONE
     until: float | None = None
 
+    def late(self, step: float) -> bool:
+        """Whether there is no time for another step of so many seconds."""
+        return self.until is not None and time.monotonic() + 2 * step > self.until
+
     def open(self, folder: Path, recipe: Recipe) -> None:
         """Make a folder and write down what is about to be done in it, as far as it takes to go on with it.
 
@@ -195,7 +199,7 @@ class Condensation:
                     if progress.projected and past + 1 == count:
                         line["projected"] = progress.projected
                     log.write(json.dumps(line) + "\n")
-                late = self.session.until is not None and now + 2 * (now - last) > self.session.until
+                late = self.session.late(now - last)
                 last, waited = now, self.data.train.waited
                 if progress.projected and not told:
                     told.append(progress.episode)

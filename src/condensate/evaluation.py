@@ -14,7 +14,7 @@ from condensate.errors import UserError
 from condensate.networks import Network, build
 from condensate.ranks import ALONE, Ranks
 from condensate.streams import Streams
-from condensate.training import Augmentation, Examples, Held, Together, accuracy, fit, mean_loss
+from condensate.training import Augmentation, Bookmark, Examples, Held, Together, accuracy, fit, mean_loss
 
 HELD_BYTES = 2**28
 
@@ -63,6 +63,7 @@ def train_networks(
     every: int = 1,
     together: int = 1,
     compute: Compute | None = None,
+    bookmark: Callable[[int], Bookmark] | None = None,
 ) -> Iterator[Network]:
     """Fresh networks, each trained from scratch on ``examples``.
 
@@ -80,6 +81,7 @@ def train_networks(
         every: Trained are ``start``, ``start + every`` and so on.
         together: Networks trained at a time; what a network comes to does not depend on it beyond rounding.
         compute: Whether the training step is compiled, and in which precision it multiplies.
+        bookmark: Keeps where the training of the networks from a number on stands, see ``fit``.
     """
     _check(repeats, epochs)
     sample = examples.images(examples.labels.new_zeros(1, dtype=torch.int64))
@@ -94,8 +96,9 @@ def train_networks(
         generator = streams("evaluate", network, repeat)
         return build(network, shape, classes, generator, **options), generator
 
-    def train(pupil: Network | Together, generator: Any, loss: Any = None) -> None:
-        fit(pupil, examples, epochs=epochs, generator=generator, lr=lr, augment=augment, loss=loss)
+    def train(pupil: Network | Together, generator: Any, loss: Any, first: int) -> None:
+        mark = bookmark(first) if bookmark else None
+        fit(pupil, examples, epochs=epochs, generator=generator, lr=lr, augment=augment, loss=loss, bookmark=mark)
 
     if together > 1:
         numbers = range(start, repeats, every)
@@ -103,7 +106,7 @@ def train_networks(
             made = [fresh(repeat) for repeat in numbers[first : first + together]]
             networks, generators = zip(*made, strict=True)
             stack = Together(networks)
-            train(stack, generators, mean_loss(stack, compute))
+            train(stack, generators, mean_loss(stack, compute), numbers[first])
             stack.unstack_()
             yield from networks
         return
@@ -113,7 +116,7 @@ def train_networks(
     for repeat in range(start, repeats, every):  # in the one network that the program knows: compiled once
         generator = streams("evaluate", network, repeat)
         one.reset_(generator)
-        train(one, generator, loss)
+        train(one, generator, loss, repeat)
         yield deepcopy(one).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
@@ -134,6 +137,7 @@ def evaluate(
     together: int = 1,
     compute: Compute | None = None,
     ranks: Ranks = ALONE,
+    bookmark: Callable[[int], Bookmark] | None = None,
 ) -> Score:
     """Train ``repeats`` fresh networks on ``examples`` and score each once, after its last epoch, on ``test``.
 
@@ -153,6 +157,7 @@ def evaluate(
         together: Networks trained at a time, see ``train_networks``.
         compute: How they are trained, see ``train_networks``.
         ranks: Processes that deal the networks out, all of which are told every accuracy.
+        bookmark: See ``train_networks``.
     """
     _check(repeats, epochs)
     accuracies = list(done[:repeats])
@@ -171,6 +176,7 @@ def evaluate(
         every=ranks.world,
         together=together,
         compute=compute,
+        bookmark=bookmark,
     )
     for _ in range(start, repeats, ranks.world):
         own = [accuracy(each, test) for each in islice(trained, 1)]  # none in a last round of fewer than processes

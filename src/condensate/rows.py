@@ -1,11 +1,17 @@
 """One row of a run in its folder: condensed, saved, loaded again, scored; stopped and gone on with at any time."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
 
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
 from condensate import assemble
-from condensate.condensing import Condensation, Session
+from condensate.atomic import replacing
+from condensate.condensing import Clock, Condensation, OutOfTime, Session
 from condensate.data import ImageData
 from condensate.evaluation import Score
 from condensate.recipe import Recipe, Values
@@ -25,6 +31,45 @@ from condensate.streams import Streams
 from condensate.training import Examples
 
 FULL = "full"
+KEPT_EVERY = 60.0  # seconds between two bookmarks of a training
+
+
+class TrainingFile:
+    """Where the training of a network that scores stands, in a file of the run; a bookmark for ``fit``.
+
+    Args:
+        file: Of the run; it holds one training.
+        name: Of the training; what the file holds of another is not its own.
+        session: Says when time is up.
+        clock: Keeps the seconds that went into what is kept.
+    """
+
+    def __init__(self, file: Path, name: str, session: Session, clock: Clock) -> None:
+        self.file, self.name, self.session, self.clock = file, name, session, clock
+        self.epoch = self.kept = time.monotonic()
+
+    def last(self) -> dict[str, Tensor] | None:
+        """What was kept of this training."""
+        if not self.file.is_file():
+            return None
+        with safe_open(self.file, framework="pt", device=str(self.session.device)) as file:
+            if file.metadata() != {"training": self.name}:
+                return None
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+    def put(self, state: Callable[[], dict[str, Tensor]]) -> None:
+        """Keep the state every minute and, as the last thing, when time is up."""
+        now = time.monotonic()
+        late = self.session.late(now - self.epoch)
+        self.epoch = now
+        if late or now - self.kept >= KEPT_EVERY:
+            held = {key: value.cpu().contiguous() for key, value in state().items()}
+            with replacing(self.file) as part:
+                save_file(held, part, {"training": self.name})
+            self.clock.keep()
+            self.kept = now
+        if late:
+            raise OutOfTime(f"{self.name}: stopped within its training")
 
 
 class Row:
@@ -64,6 +109,7 @@ class Row:
         ranks = self.session.ranks
         self.recipe = self.recipe.with_values(evaluate=ranks.once(lambda: self.settled(len(examples))))
         title, full = f"{self.name}: evaluate", self.name == FULL
+        file = self.folder / "checkpoints" / "training.safetensors"
         return score(
             self.recipe,
             examples,
@@ -75,6 +121,7 @@ class Row:
             done=ranks.once(self.kept),
             keep=self.keep if ranks.first else None,
             ranks=ranks,
+            bookmark=lambda name: TrainingFile(file, name, self.session, self.condensation.clock),
         )
 
     def settled(self, images: int) -> Values:

@@ -11,7 +11,7 @@ from condensate.ranks import ALONE, Ranks
 from condensate.recipe import Recipe
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset
-from condensate.training import Examples
+from condensate.training import Bookmark, Examples
 
 
 def score(
@@ -26,6 +26,7 @@ def score(
     done: Mapping[str, Sequence[float]] | None = None,
     keep: Callable[[str, Sequence[float]], None] | None = None,
     ranks: Ranks = ALONE,
+    bookmark: Callable[[str], Bookmark] | None = None,
 ) -> list[Score]:
     """Train and score all networks that a recipe's evaluation names.
 
@@ -42,6 +43,7 @@ def score(
         done: Accuracies known from before, by network, as ``keep`` named it.
         keep: Called with a network's place and name in the evaluation, and accuracies, after each.
         ranks: Processes that deal the networks out.
+        bookmark: Keeps where a training stands, by the network's place and name and its number; of one process.
     """
     options, scores = recipe.evaluate, []
     if isinstance(examples, SyntheticDataset) and examples.whitening is not None:
@@ -53,6 +55,9 @@ def score(
         key = f"{number} {name}"  # "same" and a name may stand for one network under two sets of options
         before = (done or {}).get(key, [])
         with display.work(f"{title} {name}", options.repeats, len(before)) as step:
+
+            def mark(number: int, key: str = key) -> Bookmark:
+                return bookmark(f"{key} {number}")  # type: ignore[misc]
 
             def after(accuracies: Sequence[float], key: str = key, step: Step = step) -> None:
                 if keep:
@@ -74,6 +79,7 @@ def score(
                 after=after,
                 **assemble.training_way(settled),
                 ranks=ranks,
+                bookmark=mark if bookmark and ranks.world == 1 else None,
             )
         scores.append(replace(measured, network=name))
     return scores

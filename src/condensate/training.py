@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -52,6 +53,16 @@ class Augmentation(Protocol):
         """The images of a batch, drawn for anew: (n, C, H, W) -> (n, C, H, W)."""
 
 
+class Bookmark(Protocol):
+    """Where a training stands, so that another process can go on with it."""
+
+    def last(self) -> dict[str, Tensor] | None:
+        """What was put last; None to begin anew."""
+
+    def put(self, state: Callable[[], dict[str, Tensor]]) -> None:
+        """Told after every epoch but the last; asks for the state where it is to be kept."""
+
+
 @dataclass(frozen=True)
 class Held:
     """Examples decoded once and held as they are.
@@ -88,6 +99,14 @@ class Together:
     def parameters(self) -> list[Tensor]:
         """Of all networks, the first dimension being theirs."""
         return list(self.stacked.values())
+
+    def named_parameters(self) -> list[tuple[str, Tensor]]:
+        """Likewise, with their names."""
+        return list(self.stacked.items())
+
+    def named_buffers(self) -> list[tuple[str, Tensor]]:
+        """Likewise, of what is not trained."""
+        return list(self.buffers.items())
 
     def train(self) -> None:
         """Training mode."""
@@ -127,6 +146,7 @@ def fit(
     replay: Examples | None = None,
     after_epoch: Callable[[int], None] | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    bookmark: Bookmark | None = None,
 ) -> None:
     """Train a network in place by SGD on cross-entropy.
 
@@ -149,15 +169,16 @@ def fit(
             the mean of both (experience replay: Chaudhry et al., "On tiny episodic memories", 2019). For one network.
         after_epoch: Called with the epoch's number, from 0, after each.
         loss: The network's mean cross-entropy as a program (images, labels) -> scalar, see ``mean_loss``; absent: made.
+        bookmark: Where to go on from, and to keep where the training stands; it ends as one that was not stopped.
     """
     generators = [generator] if isinstance(generator, torch.Generator) else list(generator)
     loss = loss or mean_loss(network)
     optimizer = SGD(network.parameters(), lr, momentum, weight_decay=weight_decay, fused=True)
     optimizer.zero_grad()
-    for epoch in range(epochs):
+    before = bookmark.last() if bookmark else None
+    for epoch in range(_restored(before, network, optimizer, generators) if before else 0, epochs):
         network.train()
-        if drop and epoch == epochs // 2:
-            optimizer.param_groups[0]["lr"] = lr * 0.1
+        optimizer.param_groups[0]["lr"] = lr * 0.1 if drop and epoch >= epochs // 2 else lr
         orders = [torch.randperm(len(examples), generator=own, device=own.device) for own in generators]
         batches = [torch.cat(indices) for indices in zip(*(order.split(batch) for order in orders), strict=True)]
         if isinstance(examples, ReadAhead):
@@ -173,8 +194,40 @@ def fit(
             optimizer.zero_grad()
         if after_epoch:
             after_epoch(epoch)
+        if bookmark and epoch + 1 < epochs:
+            bookmark.put(partial(_state, network, optimizer, generators, epoch + 1))
     if epochs and not bool(value.isfinite()):
         raise UserError(f"training a network diverged at learning rate {lr:g}; try a smaller one")
+
+
+def _state(
+    network: Network | Together, optimizer: SGD, generators: Sequence[torch.Generator], epochs: int
+) -> dict[str, Tensor]:
+    """All that decides how a training goes on after so many epochs."""
+    state = {f"network.{name}": value.detach() for name, value in _tensors(network).items()}
+    for number, parameter in enumerate(network.parameters()):
+        state[f"momentum.{number}"] = optimizer.state[parameter]["momentum_buffer"]
+    state |= {f"generator.{number}": own.get_state() for number, own in enumerate(generators)}
+    return state | {"epochs": torch.tensor(epochs)}
+
+
+@torch.no_grad()
+def _restored(
+    state: dict[str, Tensor], network: Network | Together, optimizer: SGD, generators: Sequence[torch.Generator]
+) -> int:
+    """Put a state back; the epochs that went before it."""
+    for name, value in _tensors(network).items():
+        value.copy_(state[f"network.{name}"])
+    for number, parameter in enumerate(network.parameters()):
+        buffer = torch.empty_like(parameter)  # laid out as the parameter is, which the fused step relies on
+        optimizer.state[parameter]["momentum_buffer"] = buffer.copy_(state[f"momentum.{number}"])
+    for number, own in enumerate(generators):
+        own.set_state(state[f"generator.{number}"].cpu())
+    return int(state["epochs"])
+
+
+def _tensors(network: Network | Together) -> dict[str, Tensor]:
+    return dict(network.named_parameters()) | dict(network.named_buffers())
 
 
 def mean_loss(network: Network | Together, compute: Compute | None = None) -> Callable[[Tensor, Tensor], Tensor]:

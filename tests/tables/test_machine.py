@@ -47,7 +47,7 @@ def test_run_cell__leaves_a_result_that_tells_what_it_is(tmp_path, uninterrupted
     assert kept(tmp_path) == uninterrupted
 
 
-def test_run_cell__stopped_after_every_episode__ends_as_one_that_was_not(tmp_path, uninterrupted):
+def test_run_cell__stopped_after_every_episode_and_epoch__ends_as_one_that_was_not(tmp_path, uninterrupted):
     folder, stops = tmp_path / CELL.path, 0
     while not finished(tmp_path, CELL):
         try:
@@ -55,7 +55,7 @@ def test_run_cell__stopped_after_every_episode__ends_as_one_that_was_not(tmp_pat
         except OutOfTime:
             stops += 1
             assert (folder / "checkpoints" / "condense.safetensors").is_file()
-    assert stops == 6
+    assert stops == 6 + 2  # between seven episodes, and the two epochs of each of two networks
     assert len((folder / "log.jsonl").read_text().splitlines()) == 7
     assert kept(tmp_path) == uninterrupted
 
