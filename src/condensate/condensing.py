@@ -199,6 +199,7 @@ class Condensation:
                     if progress.projected and past + 1 == count:
                         line["projected"] = progress.projected
                     log.write(json.dumps(line) + "\n")
+                first = progress.episode + 1 - count == start  # which may have compiled, and says nothing of the others
                 late = self.session.late(now - last)
                 last, waited = now, self.data.train.waited
                 if progress.projected and not told:
@@ -215,7 +216,7 @@ class Condensation:
                 if (due or late) and more and ranks.first:
                     log.flush()
                     self.save(synthetic, progress)
-                if late and more:
+                if late and more and (not first or self.session.late(0)):
                     raise OutOfTime(f"{self.title}: stopped after episode {progress.episode}")
 
             condense(

@@ -12,7 +12,7 @@ import torch
 
 from condensate import UserError, cli
 from condensate.atomic import alone_in
-from condensate.condensing import OutOfTime
+from condensate.condensing import OutOfTime, Session
 from condensate.console import Display
 from condensate.tables import Cell, Place, Profile, fill, finished, queue, read, run_cell
 from condensate.tables import machine as machine_module
@@ -58,6 +58,16 @@ def test_run_cell__stopped_after_every_episode_and_epoch__ends_as_one_that_was_n
     assert stops == 6 + 2  # between seven episodes, and the two epochs of each of two networks
     assert len((folder / "log.jsonl").read_text().splitlines()) == 7
     assert kept(tmp_path) == uninterrupted
+
+
+def test_run_cell__first_episode_is_slow__does_not_end_the_session(tmp_path, monkeypatch):
+    """It may have compiled; judged by it, a short session would never get beyond it."""
+    monkeypatch.setattr(
+        Session, "late", lambda session, step: step > 0
+    )  # time is left, for no step as long as the last
+    with pytest.raises(OutOfTime):
+        run_cell(CELL, place(tmp_path), until=time.monotonic() + 60)
+    assert len((tmp_path / CELL.path / "log.jsonl").read_text().splitlines()) == 2
 
 
 def test_run_cell__baseline__is_scored_without_episodes(tmp_path):
