@@ -79,6 +79,16 @@ def test_run_cell__baseline__is_scored_without_episodes(tmp_path):
     assert result["fraction"] is None
 
 
+def test_run_cell__all_training_images__is_no_run_of_the_recipe(tmp_path):
+    few = Profile("few", "few", changes={"evaluate": {"repeats": 1, "epochs_full": 1}, "network": {"width": 8}})
+    cell = Cell(few, "digits-dm", row="full")
+    run_cell(cell, place(tmp_path))
+    result = read(tmp_path, cell)
+    assert result["row"] == "full"
+    assert result["fraction"] is None
+    assert result["stored"]["images_per_class"] == 130
+
+
 def test_run_cell__study__stopped_and_gone_on_with(tmp_path):
     few = CHANGES | {"continual": {"steps": 2, "orders": 1}}
     cell = Cell(Profile("tiny", "tiny", fraction=0.005, changes=few), "digits-continual-lodm-5steps")

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from condensate import assemble
 from condensate.errors import UserError
 from condensate.recipe import Recipe, Values
 from condensate.records import read_json
+from condensate.rows import FULL
 from condensate.studies.continual import difference, spread
 from condensate.tables.layout import Cell
 
@@ -33,26 +33,23 @@ def read(results: Path, cell: Cell) -> Values | None:
     found, recipe = dict(read_json(file)), cell.resolve()
     expected: Values = {"recipe": cell.recipe, "smoke": False}
     if "rows" not in found:  # a study has its class orders, one seed for all of them
-        condensed = cell.row is None and recipe.condense.episodes
         expected |= {"row": cell.row or cell.recipe, "seed": cell.seed}
-        expected |= {"fraction": cell.profile.fraction if condensed else None}
+        expected |= {"fraction": cell.profile.fraction if recipe.condense.episodes else None}
         networks = [(scored["epochs"], len(scored["accuracies"])) for scored in found.get("evaluation", [])]
-        epochs = recipe.evaluate.epochs_full if cell.row == "full" else recipe.evaluate.epochs
+        epochs = recipe.evaluate.epochs_full if cell.row == FULL else recipe.evaluate.epochs
         if not networks or set(networks) != {(epochs, recipe.evaluate.repeats)}:
             raise UserError(f"{file} has other networks or epochs than {cell.path}; move it away and run the cell")
     other = {key: found.get(key) for key, value in expected.items() if found.get(key) != value}
     if other:
         raise UserError(f"{file} is not of {cell.path}: {other} where {expected} belong; move it away")
-    sections = _departing(found["values"], recipe, cell) if "values" in found else []
+    sections = _departing(found["values"], recipe) if "values" in found else []
     if sections:
         raise UserError(f"{file} was made with other {', '.join(sections)} than {cell.path} has now; move it away")
     return found
 
 
-def _departing(values: Values, recipe: Recipe, cell: Cell) -> list[str]:
+def _departing(values: Values, recipe: Recipe) -> list[str]:
     """Sections in which a run differs from what its cell asks for; how it was computed is its own affair."""
-    if cell.row in assemble.BASELINES:
-        recipe = assemble.baseline(recipe, cell.row)
     asked = recipe.anywhere().values
     sections = [section for section in asked if section not in ("compute", "evaluate", "parameterization")]
     found = [section for section in sections if values.get(section) != asked[section]]

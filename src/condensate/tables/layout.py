@@ -8,8 +8,10 @@ from typing import Any
 
 import yaml
 
+from condensate import assemble
 from condensate.errors import unknown
 from condensate.recipe import Recipe, Values, merge
+from condensate.rows import FULL
 from condensate.sheets import find, resolve, shipped
 
 PAIRS, VARIANTS, NETWORKS, CONTINUAL, COST = "pairs", "variants", "networks", "continual", "cost"
@@ -73,7 +75,10 @@ class Cell:
 
     def resolve(self) -> Recipe:
         """Its recipe in full; the rows that the shipped one is compared with are cells of their own."""
-        return resolve(self.recipe, merge(self.overrides, {"seed": self.seed, "compare": []}))
+        recipe = resolve(self.recipe, merge(self.overrides, {"seed": self.seed, "compare": []}))
+        if self.row in assemble.BASELINES:
+            return assemble.baseline(recipe, self.row)
+        return recipe.with_values(condense={"episodes": 0}) if self.row == FULL else recipe
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,7 @@ class Table:
                 yield from (self.cell(recipe) for recipe in originals if recipe)
             first = [recipe for recipe in self.recipes(self.methods[0]) if recipe]
             for row in self.baselines:  # all training images are the same at any budget
-                yield from (self.cell(recipe, row=row) for recipe in (first[:1] if row == "full" else first))
+                yield from (self.cell(recipe, row=row) for recipe in (first[:1] if row == FULL else first))
         elif self.kind == CONTINUAL:
             yield from (self.cell(recipe) for method in self.methods for recipe in self.recipes(method) if recipe)
         else:

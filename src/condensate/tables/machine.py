@@ -10,7 +10,7 @@ from traceback import print_exc
 
 import torch
 
-from condensate import assemble, runs
+from condensate import runs
 from condensate.atomic import alone_in
 from condensate.condensing import OutOfTime, Session
 from condensate.console import Display, duration
@@ -155,7 +155,6 @@ def run_cell(cell: Cell, place: Place, until: float | None = None) -> None:
     if (folder / "environment.json").is_file():
         recipe, session = runs.reread(folder, torch.device(place.device), Display(), None, command)
     else:
-        recipe = assemble.baseline(recipe, cell.row) if cell.row in assemble.BASELINES else recipe
         session = Session(torch.device(place.device), Display(), cell.overrides, command=command)
     recipe, session = _reading(recipe, place.data), replace(session, until=until)
     if command == "continual":

@@ -10,6 +10,7 @@ from condensate.console import duration, percent, size
 from condensate.errors import UserError
 from condensate.recipe import Values
 from condensate.records import read_json
+from condensate.rows import FULL
 from condensate.tables import evidence
 from condensate.tables.evidence import Estimate, compare, estimate
 from condensate.tables.layout import CONTINUAL, COST, NETWORKS, PAIRS, VARIANTS, Cell, Table, chosen, tables
@@ -109,7 +110,7 @@ def _pairs(table: Table, results: Path, quoted: Quoted) -> Lines:
         lines += _cited(table, quoted, name, own)
     recipes = table.recipes(table.methods[0])
     for baseline in table.baselines:
-        of_each = [recipes[0]] + [None] * (len(recipes) - 1) if baseline == "full" else recipes
+        of_each = [recipes[0]] + [None] * (len(recipes) - 1) if baseline == FULL else recipes
         name = CALLED.get(baseline, baseline)
         lines.append(row(name, [table.cell(r, row=baseline) if r else None for r in of_each]))
         lines += _cited(table, quoted, name, of_each, baseline)
@@ -189,7 +190,12 @@ def _shown(found: Estimate | None, images: int | None = None) -> str:
     if found is None:
         return ""
     count = f"{len(found.values)} x {found.networks}"
-    return f"{percent(found.mean, found.std)} ({f'{images} images; ' if images else ''}{count})"
+    return f"{percent(found.mean, found.std)} ({f'{_counted(images)}; ' if images else ''}{count})"
+
+
+def _counted(images: float) -> str:
+    """How many images."""
+    return "1 image" if images == 1 else f"{images:g} images"
 
 
 def _gap(found: Values | None) -> str:
