@@ -98,6 +98,11 @@ def test_results__every_file_is_of_a_cell_and_tells_no_place():
         assert found["commit"]
 
 
+def test_results__every_study_is_of_a_table():
+    files = {f"studies/{file.name}" for file in (RESULTS / "studies").iterdir()}
+    assert files == {table.study for table in tables().values() if table.study}
+
+
 def test_quoted__are_the_numbers_the_recipes_hold_and_name_a_source():
     held = json.loads((RESULTS / "quoted.json").read_text())["numbers"]
     said = {name: find(name)[2].get("published", "") for name in shipped()}

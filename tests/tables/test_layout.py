@@ -5,12 +5,11 @@ import pytest
 from condensate import UserError
 from condensate.sheets import find, shipped
 from condensate.tables import Cell, Profile, chosen, queue, tables
-from condensate.tables.layout import COST
 
 FULL, TWENTIETH = tables()["cifar10"].profile, tables()["cifar10-twentieth"].profile
 
 
-@pytest.mark.parametrize("name", [table.name for table in tables().values() if table.kind != COST])
+@pytest.mark.parametrize("name", [table.name for table in tables().values() if table.profile])
 def test_cells__all_resolve_under_their_profile(name):
     table = tables()[name]
     cells = list(table.cells())
@@ -42,7 +41,7 @@ def test_cells__twentieth__departs_as_said_and_in_nothing_else():
 
 
 def test_tables__a_profile_each_so_that_full_and_fraction_never_share_a_column():
-    assert {table.profile.name for table in tables().values() if table.kind != COST} == {"full", "twentieth"}
+    assert {table.profile.name for table in tables().values() if table.profile} == {"full", "twentieth"}
     for name in tables()["cost"].of:
         assert tables()[name].profile is not None
 
@@ -65,11 +64,7 @@ def test_queue__each_cell_once_and_first_seeds_first(device):
 
 def test_queue__between_them_the_devices_have_every_cell():
     all_cells = {
-        cell.path
-        for table in tables().values()
-        if table.kind != COST
-        for c in table.cells()
-        for cell in table.seeds_of(c)
+        cell.path for table in tables().values() if table.profile for c in table.cells() for cell in table.seeds_of(c)
     }
     assert {cell.path for device in ("cpu", "cuda") for cell in queue(device)} == all_cells
 

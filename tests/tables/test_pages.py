@@ -1,5 +1,6 @@
 """Tables as Markdown: generated, so that a number without evidence cannot stand."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,40 @@ def test_markdown__continual__last_step_and_mean(put):
     own = {"final": point, "average_incremental": point | {"mean": 0.6}}
     results = put(table.cell(name), [0.4], rows={name: own})
     assert lines(markdown(table, results))["LoDM"] == ["40.0 ± 1.0 (5)", "60.0 ± 1.0 (5)", "", ""]
+
+
+def test_markdown__study__all_steps_or_the_last(tmp_path):
+    def row(*means):
+        curve = [{"classes_seen": 2 * n + 2, "images": 4 * n + 4, "mean": m, "std": 0.01} for n, m in enumerate(means)]
+        curve[-1]["networks"] = 6
+        over = {"mean": sum(means) / len(means), "std": 0.02}
+        return {"curve": curve, "average_incremental": over, "forgetting": over}
+
+    study = {
+        "recipe": "digits-continual-lodm-5steps",
+        "rows": {"digits-continual-lodm-5steps": row(0.9, 0.8), "random-uint8": row(0.8, 0.6)},
+        "differences": {"random-uint8": {"mean": 0.2, "low": 0.1, "high": 0.3}},
+        **{"orders": {"0": [], "1": []}, "fraction": 0.1, "budget": "growing", "commit": "abc", "device": "cpu"},
+        **{"machine": {"processor": "a processor", "threads": 1}, "versions": {"torch": "2.13.0"}},
+    }
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "continual-digits.json").write_text(json.dumps(study))
+    text = markdown(tables()["continual-digits"], tmp_path)
+    rows = lines(text)
+    assert rows["memory"] == [
+        "images",
+        "2 classes",
+        "all classes",
+        "mean over steps",
+        "forgetting",
+        "LoDM is better by",
+    ]
+    assert rows["LoDM"] == ["8", "90.0 ± 1.0", "80.0 ± 1.0", "85.0 ± 2.0", "85.0 ± 2.0", ""]
+    assert rows["random real images, uint8"][-1] == "+20.0 (+10.0 to +30.0)"
+    assert "± over 2 class orders of 3 networks each" in text
+    assert "10 % of the recipe's episodes" in text
+    assert lines(markdown(tables()["continual-digits-brief"], tmp_path))["LoDM"] == ["8", "80.0 ± 1.0", ""]
+    assert "not run yet" in markdown(tables()["continual-mnist"], tmp_path)
 
 
 def test_markdown__cost__only_what_was_run(put):

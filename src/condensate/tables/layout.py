@@ -14,7 +14,8 @@ from condensate.recipe import Recipe, Values, merge
 from condensate.rows import FULL
 from condensate.sheets import find, resolve, shipped
 
-PAIRS, VARIANTS, NETWORKS, CONTINUAL, COST = "pairs", "variants", "networks", "continual", "cost"
+PAIRS, VARIANTS, NETWORKS, CONTINUAL = "pairs", "variants", "networks", "continual"
+COST, STUDY = "cost", "study"  # without cells of their own
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,8 @@ class Table:
     Args:
         name: In ``tables.yaml`` and in the markers of pages.
         title: Above it.
-        kind: pairs, variants, networks, continual or cost.
-        profile: Of all its cells; None for cost, which has none of its own.
+        kind: pairs, variants, networks, continual, cost or study.
+        profile: Of all its cells; None for cost and study, which have none of their own.
         seeds: Of every cell, from 0 on.
         columns: Recipes by label, with {method} in them, of pairs and continual.
         methods: What goes there; of pairs the base methods.
@@ -99,6 +100,8 @@ class Table:
         variants: Changes by label.
         changes: Of every cell.
         of: Tables whose cost is told.
+        study: File of a study's result, below the folder of all results.
+        brief: Whether a study's last step is all that is shown.
     """
 
     name: str
@@ -114,6 +117,8 @@ class Table:
     variants: dict[str, Values] = field(default_factory=dict)
     changes: Values = field(default_factory=dict)
     of: tuple[str, ...] = ()
+    study: str = ""
+    brief: bool = False
 
     def cell(self, recipe: str, *, row: str | None = None, variant: str = "") -> Cell:
         """The first seed of one of its cells; a variant that changes nothing is the recipe itself."""
@@ -195,7 +200,7 @@ def queue(device: str, names: Sequence[str] = ()) -> list[Cell]:
 
     The first seed of every cell goes before any second one.
     """
-    listed = [table for table in (chosen(names) if names else chosen(_read()["queue"][device])) if table.kind != COST]
+    listed = [table for table in (chosen(names) if names else chosen(_read()["queue"][device])) if table.profile]
     most = max((table.seeds for table in listed), default=0)
     cells: dict[str, Cell] = {}
     for seed in range(most):

@@ -13,7 +13,7 @@ from condensate.records import read_json
 from condensate.rows import FULL
 from condensate.tables import evidence
 from condensate.tables.evidence import Estimate, compare, estimate
-from condensate.tables.layout import CONTINUAL, COST, NETWORKS, PAIRS, VARIANTS, Cell, Table, chosen, tables
+from condensate.tables.layout import CONTINUAL, COST, NETWORKS, PAIRS, STUDY, VARIANTS, Cell, Table, chosen, tables
 
 Lines = list[Sequence[str]]
 
@@ -22,7 +22,9 @@ CALLED = {
     "random": "random real images",
     "random-uint8": "random real images, uint8",
     "full": "all training images",
+    "finetune": "fine-tuning, no memory",
 }
+METHODS = tuple(f"{low}{method}" for method in ("dm", "dc", "dsa", "mtt") for low in ("", "lo"))
 QUOTED = "quoted.json"
 
 
@@ -166,12 +168,37 @@ def _cost(table: Table, results: Path, quoted: Quoted) -> Lines:
     return lines
 
 
+def _study(table: Table, results: Path, quoted: Quoted) -> Lines:
+    file = results / table.study
+    if not file.is_file():
+        return [("memory", "not run yet")]
+    found = read_json(file)
+    head = ["memory", "images"]
+    if not table.brief:
+        first = next(iter(found["rows"].values()))
+        head += [*(f"{point['classes_seen']} classes" for point in first["curve"][:-1])]
+    head.append("all classes")
+    head += [] if table.brief else ["mean over steps", "forgetting"]
+    lines: Lines = [[*head, f"{_spoken(_method(found['recipe']))} is better by"]]
+    for row, told in found["rows"].items():
+        points = told["curve"][-1:] if table.brief else told["curve"]
+        shown = [percent(point["mean"], point["std"]) for point in points]
+        if not table.brief:
+            over = (told["average_incremental"], told["forgetting"])
+            shown += ["" if value is None else percent(value["mean"], value["std"]) for value in over]
+        images = told["curve"][-1]["images"]
+        name = _spoken(_method(row))
+        lines.append([name, f"{images:,}" if images else "", *shown, _gap(found["differences"].get(row))])
+    return lines
+
+
 KINDS: dict[str, Callable[[Table, Path, Quoted], Lines]] = {
     PAIRS: _pairs,
     VARIANTS: _variants,
     NETWORKS: _networks,
     CONTINUAL: _continual,
     COST: _cost,
+    STUDY: _study,
 }
 
 
@@ -209,9 +236,14 @@ def _gap(found: Values | None) -> str:
 
 def _spoken(method: str) -> str:
     """The name of a method or baseline as it is read."""
-    if method in CALLED or method in ("herding", "k-centre"):
+    if method not in METHODS:
         return CALLED.get(method, method)
     return f"Lo{method[2:].upper()}" if method.startswith("lo") else method.upper()
+
+
+def _method(name: str) -> str:
+    """The method in a recipe's name; a baseline is its own."""
+    return next((part for part in name.split("-") if part in METHODS), name)
 
 
 def _paid(runs: Sequence[Values]) -> tuple[str, ...]:
@@ -231,6 +263,9 @@ def _machine(run: Values) -> str:
 
 def _told(table: Table, results: Path) -> str:
     """What the numbers of a table are of: how they were made, on what, and how many are missing."""
+    if table.kind == STUDY:
+        file = results / table.study
+        return _told_of_study(read_json(file)) if file.is_file() else ""
     if table.profile is None:
         said = ["Means over the runs of a cell; other work may have shared the machine."]
         return " ".join([*said, "Memory: on a CPU of the process, on a GPU of tensors."])
@@ -241,6 +276,16 @@ def _told(table: Table, results: Path) -> str:
         torch, commits = (_list(found) for found in zip(*((r["versions"]["torch"], r["commit"]) for r in runs)))
         said.append(f"On {_list(_machine(run) for run in runs)}; torch {torch}; commit {commits}.")
     return " ".join(said)
+
+
+def _told_of_study(found: Values) -> str:
+    orders = len(found["orders"])
+    networks = next(iter(found["rows"].values()))["curve"][-1]["networks"] // orders
+    return (
+        f"± over {orders} class orders of {networks} networks each; differences at the last step, by class order. "
+        f"{100 * found['fraction']:g} % of the recipe's episodes, {found['budget']} budget. On {_machine(found)}; "
+        f"torch {found['versions']['torch']}; commit {found['commit']}."
+    )
 
 
 def _list(values: Iterable[Any]) -> str:
