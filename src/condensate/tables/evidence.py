@@ -12,7 +12,7 @@ from condensate.rows import FULL
 from condensate.studies.continual import difference, spread
 from condensate.tables.layout import Cell
 
-RESULT = "result.json"
+RESULT, QUOTED = "result.json", "quoted.json"
 SETTLED = ("compile", "precision", "together", "mean", "std")
 
 
@@ -111,3 +111,30 @@ def compare(ours: Estimate | None, others: Estimate | None) -> Values | None:
         return None
     seeds = [seed for seed in ours.values if seed in others.values]
     return difference([ours.values[s] for s in seeds], [others.values[s] for s in seeds]) if seeds else None
+
+
+class Quoted:
+    """Numbers of others, each with its source: ``results/quoted.json``.
+
+    Args:
+        results: Folder of all results; without the file there is nothing to quote.
+    """
+
+    def __init__(self, results: Path) -> None:
+        file = results / QUOTED
+        held = read_json(file)["numbers"] if file.is_file() else []
+        self.numbers = {(entry["recipe"], entry.get("row")): entry for entry in held}
+        self.used: dict[str, int] = {}
+
+    def __call__(self, recipe: str | None, row: str | None = None) -> str:
+        """In percent with its spread and the number of its source; empty where nothing is held."""
+        entry = self.numbers.get((str(recipe), row))
+        if entry is None:
+            return ""
+        number = self.used.setdefault(entry["source"], len(self.used) + 1)
+        return f"{entry['mean']:.1f} ± {entry['std']:.1f} [{number}]"
+
+    def notes(self) -> str:
+        """The sources of all that was quoted."""
+        said = [f"[{number}] {source}" for source, number in self.used.items()]
+        return f"Quoted, not ours: {'; '.join(said)}." if said else ""
