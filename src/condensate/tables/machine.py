@@ -151,18 +151,24 @@ def run_cell(cell: Cell, place: Place, until: float | None = None) -> None:
     """
     folder, recipe = place.results / cell.path, cell.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    command = "continual" if "continual" in recipe.values else "run"
+    if "continual" in recipe.values:
+        recipe, session = _session(cell, recipe, place, until, "continual")
+        continual.prepare(recipe, session).at(folder).run()
+        return
+    with alone_in(folder):
+        recipe, session = _session(cell, recipe, place, until, "run")
+        prepared = runs.prepare(recipe, session, resumed=True)
+        Row(cell.row or cell.recipe, prepared.recipe, folder, prepared.data[cell.recipe], session).run()
+
+
+def _session(cell: Cell, recipe: Recipe, place: Place, until: float | None, command: str) -> tuple[Recipe, Session]:
+    """The recipe and session of a cell: as they were begun, or new, with the data where they lie here."""
+    folder = place.results / cell.path
     if (folder / "environment.json").is_file():
         recipe, session = runs.reread(folder, torch.device(place.device), Display(), None, command)
     else:
         session = Session(torch.device(place.device), Display(), cell.overrides, command=command)
-    recipe, session = _reading(recipe, place.data), replace(session, until=until)
-    if command == "continual":
-        continual.prepare(recipe, session).at(folder).run()
-        return
-    prepared = runs.prepare(recipe, session, resumed=True)
-    with alone_in(folder):
-        Row(cell.row or cell.recipe, prepared.recipe, folder, prepared.data[cell.recipe], session).run()
+    return _reading(recipe, place.data), replace(session, until=until)
 
 
 def _reading(recipe: Recipe, data: Path | None) -> Recipe:
