@@ -177,19 +177,20 @@ def test_table_run__killed__takes_its_process_with_it_and_goes_on(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_run_cell__killed_at_any_moment__ends_as_one_that_was_not(tmp_path):
-    """The whole cell, half a minute of it, killed every few seconds."""
-    cell = Cell(Profile("whole", "whole", changes={"evaluate": {"repeats": 2, "epochs": 30}}), "digits-lodm")
+    """A cell of some ten seconds with a checkpoint every second or so, killed every few seconds."""
+    changes = {"evaluate": {"repeats": 2, "epochs": 30}, "condense": {"checkpoint": 20}}
+    cell = Cell(Profile("whole", "whole", fraction=0.3, changes=changes), "digits-lodm")
     run_cell(cell, place(tmp_path / "whole"))
     program = (
         "import sys, torch; from pathlib import Path; from condensate.tables import *; torch.set_num_threads(1); "
-        f"cell = Cell(Profile('whole', 'whole', changes={cell.profile.changes}), 'digits-lodm'); "
+        f"cell = Cell(Profile('whole', 'whole', fraction=0.3, changes={changes}), 'digits-lodm'); "
         "run_cell(cell, Place(Path(sys.argv[1]), 'cpu', 1))"
     )
     draws, kills = torch.Generator().manual_seed(0), 0
     while not finished(tmp_path / "killed", cell):
         running = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
         try:
-            running.wait(4 + 8 * float(torch.rand((), generator=draws)))
+            running.wait(3 + 4 * float(torch.rand((), generator=draws)))
         except subprocess.TimeoutExpired:
             running.kill()
             running.wait()
