@@ -25,6 +25,7 @@ from condensate.records import environment, read_json, write, write_json
 from condensate.streams import Streams
 from condensate.synthetic import LARGEST_STEP_SIZE, SMALLEST_STEP_SIZE, SyntheticDataset, load
 
+KEPT_EVERY = 60.0  # seconds between two checkpoints at most
 BOUNDS = f"{SMALLEST_STEP_SIZE:g} to {LARGEST_STEP_SIZE:g}"
 
 
@@ -183,11 +184,11 @@ class Condensation:
             display.say("compiling: the first episode takes up to a minute longer, the others half as long")
         told: list[int] = []
         logged, last = self.folder / "log.jsonl" if ranks.first else Path(os.devnull), time.monotonic()
-        waited = self.data.train.waited
+        waited, saved = self.data.train.waited, last
         with logged.open("a") as log, display.work(f"{self.title}: condense", options.episodes, start) as step:
 
             def after(progress: Progress) -> None:
-                nonlocal last, waited
+                nonlocal last, waited, saved
                 now, count = time.monotonic(), len(progress.losses)
                 for past, loss in enumerate(progress.losses):
                     number = progress.episode - count + 1 + past
@@ -213,9 +214,10 @@ class Condensation:
                     progress.episode + 1 - count
                 ) // options.checkpoint
                 more = progress.episode + 1 < options.episodes
-                if (due or late) and more and ranks.first:
+                if (due or late or now - saved >= KEPT_EVERY) and more and ranks.first:
                     log.flush()
                     self.save(synthetic, progress)
+                    saved = now
                 if late and more and (not first or self.session.late(0)):
                     raise OutOfTime(f"{self.title}: stopped after episode {progress.episode}")
 

@@ -59,7 +59,7 @@ class Condense:
         schedule: Of all learning rates: constant, as published, or cosine, which falls to 0 over the episodes.
         lr_labels: Learning rate of soft labels, which start as the classes; 0 keeps hard labels. Only with experts.
         lr_step: Learning rate of the step size; 0 keeps it. Only with experts.
-        checkpoint: Episodes between checkpoints.
+        checkpoint: Episodes between checkpoints; there is one a minute, too.
     """
 
     episodes: int = 20000

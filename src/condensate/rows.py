@@ -11,7 +11,7 @@ from torch import Tensor
 
 from condensate import assemble
 from condensate.atomic import replacing
-from condensate.condensing import Clock, Condensation, OutOfTime, Session
+from condensate.condensing import KEPT_EVERY, Clock, Condensation, OutOfTime, Session
 from condensate.data import ImageData
 from condensate.evaluation import Score
 from condensate.recipe import Recipe, Values
@@ -31,7 +31,6 @@ from condensate.streams import Streams
 from condensate.training import Examples
 
 FULL = "full"
-KEPT_EVERY = 60.0  # seconds between two bookmarks of a training
 
 
 class TrainingFile:

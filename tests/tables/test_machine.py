@@ -9,8 +9,9 @@ import time
 
 import pytest
 import torch
+from safetensors import safe_open
 
-from condensate import UserError, cli
+from condensate import UserError, cli, condensing
 from condensate.atomic import alone_in
 from condensate.condensing import OutOfTime, Session
 from condensate.console import Display
@@ -68,6 +69,20 @@ def test_run_cell__first_episode_is_slow__does_not_end_the_session(tmp_path, mon
     with pytest.raises(OutOfTime):
         run_cell(CELL, place(tmp_path), until=time.monotonic() + 60)
     assert len((tmp_path / CELL.path / "log.jsonl").read_text().splitlines()) == 2
+
+
+def test_run_cell__a_minute_without_checkpoint__writes_one(tmp_path, monkeypatch):
+    """However many episodes there are between two."""
+
+    def stopped(*_: object) -> None:
+        raise OutOfTime
+
+    monkeypatch.setattr(condensing, "KEPT_EVERY", 0.0)
+    monkeypatch.setattr(condensing.Condensation, "finish", stopped)
+    with pytest.raises(OutOfTime):
+        run_cell(CELL, place(tmp_path))
+    with safe_open(tmp_path / CELL.path / "checkpoints" / "condense.safetensors", "pt") as file:
+        assert file.metadata() == {"next": "6"}
 
 
 def test_run_cell__baseline__is_scored_without_episodes(tmp_path):
