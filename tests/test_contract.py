@@ -11,12 +11,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from condensate import Streams, assemble, condensing, load, runs
+from condensate import Streams, assemble, load, runs
 from condensate.console import Display
 from condensate.networks import NETWORKS
 from condensate.objectives import OBJECTIVES
 from condensate.parameterizations import PARAMETERIZATIONS
 from condensate.schema import complete
+from condensate.sessions import Session
 
 OBJECTIVE_OPTIONS = {
     "dm": {"batch_real": 4},
@@ -58,7 +59,7 @@ def carried_out(made, shape, folder, monkeypatch, classes: int = 2) -> None:
     monkeypatch.setattr(assemble, "image_data", lambda *_: data)
     if made.experts is not None:
         made = made.with_values(experts={"store": str(folder / "store")})
-    session = condensing.Session(torch.device("cpu"), Display(Console(file=io.StringIO())), {})
+    session = Session(torch.device("cpu"), Display(Console(file=io.StringIO())), {})
     result = runs.prepare(made, session).at(folder, 0).run()["toy"]
     assert 0 <= result["evaluation"][0]["mean"] <= 1
     started = assemble.start(made, data, Streams(0)).stored()

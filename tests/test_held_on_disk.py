@@ -16,7 +16,6 @@ from condensate import (
     GradientMatching,
     Streams,
     UserError,
-    condensing,
     evaluation,
     planning,
     runs,
@@ -24,6 +23,7 @@ from condensate import (
 from condensate.console import Display
 from condensate.data import Split, imagefile, load
 from condensate.recipe import Recipe
+from condensate.sessions import Session
 from condensate.sheets import resolve
 from condensate.studies import continual, privacy
 
@@ -41,8 +41,8 @@ SMALL = {
 }
 
 
-def session() -> condensing.Session:
-    return condensing.Session(DEVICE, Display(Console(file=io.StringIO())), {})
+def session() -> Session:
+    return Session(DEVICE, Display(Console(file=io.StringIO())), {})
 
 
 def tiny(name: str = "digits-lodm", **changes: object) -> Recipe:

@@ -7,10 +7,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from condensate import UserError, assemble, condensing, load, runs
+from condensate import UserError, assemble, load, runs
 from condensate.commands.run import _show_results
 from condensate.console import Display
 from condensate.objectives.private import epsilon
+from condensate.sessions import Session
 from condensate.sheets import resolve
 
 NAME = "digits-lodm-private"
@@ -22,8 +23,8 @@ TINY = {
 }
 
 
-def session() -> condensing.Session:
-    return condensing.Session(torch.device("cpu"), Display(Console(file=io.StringIO())), TINY)
+def session() -> Session:
+    return Session(torch.device("cpu"), Display(Console(file=io.StringIO())), TINY)
 
 
 def started(folder, seed: int = 0) -> runs.Run:

@@ -40,10 +40,10 @@ from condensate import (
     load,
     runs,
 )
-from condensate.condensing import Session
 from condensate.console import Display
 from condensate.experts import ExpertOptions, Store, trajectory
 from condensate.ranks import ALONE, Ranks
+from condensate.sessions import Session
 from condensate.sheets import resolve
 
 SHAPE, CLASSES, EACH, EPISODES, EXPERTS = (1, 8, 8), 5, 2, 3, 4

@@ -8,10 +8,23 @@ import pytest
 import torch
 from rich.console import Console
 
-from condensate import Pixels, Streams, SyntheticDataset, UserError, condensing, load, records, rows, runs, scoring
+from condensate import (
+    DistributionMatching,
+    Pixels,
+    Streams,
+    SyntheticDataset,
+    UserError,
+    condensing,
+    load,
+    records,
+    rows,
+    runs,
+    scoring,
+)
 from condensate.atomic import alone_in
 from condensate.console import Display
 from condensate.recipe import Recipe
+from condensate.sessions import Session
 from condensate.sheets import resolve, shipped
 
 DEVICE = torch.device("cpu")
@@ -24,8 +37,8 @@ TINY = {
 }
 
 
-def session(changes=None, smoke=False) -> condensing.Session:
-    return condensing.Session(DEVICE, Display(Console(file=io.StringIO())), changes or {}, smoke)
+def session(changes=None, smoke=False) -> Session:
+    return Session(DEVICE, Display(Console(file=io.StringIO())), changes or {}, smoke)
 
 
 def tiny(name: str = "digits-lodm", **changes) -> Recipe:
@@ -449,3 +462,49 @@ def test_run__another_process_in_the_folder__refused(tmp_path):
     with alone_in(tmp_path), pytest.raises(UserError, match="another process is at work in"):
         run.run()
     assert run.run()
+
+
+REUSING = {"compute": {"reuse": True}}
+
+
+def test_reuse__another_storage_takes_the_real_features_and_ends_with_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONDENSATE_CACHE", str(tmp_path / "cache"))
+    alone = carried_out(tiny(), tmp_path / "alone")["digits-lodm"]
+    assert not (tmp_path / "cache" / "features").exists()
+    carried_out(tiny("digits-dm", **REUSING), tmp_path / "first")
+    monkeypatch.setattr(DistributionMatching, "real_features", lambda *given: pytest.fail("computed again"))
+    found = carried_out(tiny(**REUSING), tmp_path / "second")["digits-lodm"]
+    assert found["compute"]["reuse"]
+    assert not alone["compute"]["reuse"]
+    assert found["artefact_sha256"] == alone["artefact_sha256"]
+    assert [score["accuracies"] for score in found["evaluation"]] == [s["accuracies"] for s in alone["evaluation"]]
+    assert len(list((tmp_path / "cache" / "features").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 1},
+        {"network": {"width": 4}},
+        {"augment": {"ops": ["flip"]}},
+        {"objective": {"batch_real": 4}},
+        {"compute": {"chunk": 32}},
+        {"compute": {"precision": "bfloat16"}},
+        {"data": {"validation": 0.2}},
+        {"data": {"mean": [0.4], "std": [0.4]}},
+    ],
+    ids=str,
+)
+def test_reuse__what_changes_real_features__kept_apart(tmp_path, monkeypatch, changes):
+    monkeypatch.setenv("CONDENSATE_CACHE", str(tmp_path / "cache"))
+    for number, given in enumerate(({}, changes)):
+        recipe = tiny(**REUSING).with_values(condense={"episodes": 1}, **given)
+        carried_out(recipe, tmp_path / str(number), recipe["seed"])
+    assert len(list((tmp_path / "cache" / "features").iterdir())) == 2
+
+
+def test_reuse__an_objective_with_nothing_to_keep__runs_as_ever(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONDENSATE_CACHE", str(tmp_path / "cache"))
+    made = tiny("digits-lodc", **REUSING).with_values(objective={"outer_loop": 1, "inner_loop": 1})
+    carried_out(made.with_values(condense={"episodes": 1}), tmp_path / "run")
+    assert not (tmp_path / "cache" / "features").exists()

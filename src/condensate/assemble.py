@@ -29,6 +29,7 @@ from condensate.objectives.trajectory import check_window, last_epoch
 from condensate.parameterizations import FLOAT_BITS, PARAMETERIZATIONS, Shape, capacity
 from condensate.ranks import ALONE, Ranks
 from condensate.recipe import STUDIES, Recipe, Values
+from condensate.records import environment
 from condensate.sheets import resolve, shipped
 from condensate.starts import STARTS
 from condensate.streams import Streams
@@ -181,6 +182,25 @@ def objective(
     source = experts(recipe, data, outputs) if matching.matches_experts else data.train
     options = recipe.options("objective")
     return matching(source, matched, Augment(**recipe["augment"]), streams, compute, ranks, **options)  # type: ignore[call-arg]
+
+
+def reuse(
+    matching: Objective, recipe: Recipe, data: ImageData, compute: Compute, streams: Streams, outputs: int | None = None
+) -> None:
+    """Let an objective share what depends on the real images alone with other runs, through the cache."""
+    about = environment(data.train.device)
+    kind = {
+        "data": data.fingerprint,
+        "preprocessing": data.preprocessing,
+        "shape": data.shape,
+        "classes": outputs or len(data.classes),
+        "network": recipe["network"],
+        "augment": recipe["augment"],
+        "streams": [streams.seed, *streams.prefix],
+        "compute": [compute.compiled, str(compute.precision), compute.chunk],
+        "made": [about["device"], about["machine"], about["versions"]],  # which decide the last bits
+    }
+    matching.reuse(cache_folder() / "features", kind)
 
 
 def experts(recipe: Recipe, data: ImageData, outputs: int | None = None) -> Store:

@@ -3,9 +3,10 @@
 import json
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from shutil import rmtree
+from typing import TextIO
 
 import torch
 from safetensors import safe_open
@@ -13,100 +14,18 @@ from safetensors.torch import save_file
 
 from condensate import assemble
 from condensate.atomic import replacing
-from condensate.console import Display
 from condensate.data import ImageData
 from condensate.errors import UserError
 from condensate.loop import Progress, condense
 from condensate.objectives import OBJECTIVES
 from condensate.pictures import save_grid
-from condensate.ranks import ALONE, Ranks
-from condensate.recipe import Recipe, Values
-from condensate.records import environment, read_json, write, write_json
+from condensate.recipe import Recipe
+from condensate.records import write
+from condensate.sessions import KEPT_EVERY, Clock, OutOfTime, Session
 from condensate.streams import Streams
 from condensate.synthetic import LARGEST_STEP_SIZE, SMALLEST_STEP_SIZE, SyntheticDataset, load
 
-KEPT_EVERY = 60.0  # seconds between two checkpoints at most
 BOUNDS = f"{SMALLEST_STEP_SIZE:g} to {LARGEST_STEP_SIZE:g}"
-
-
-@dataclass(frozen=True)
-class Session:
-    """What is common to the rows of a run.
-
-    Args:
-        device: Where everything is computed.
-        display: Where progress is shown.
-        changes: What the user changed of the recipe, for the record and for the rows it is compared with.
-        smoke: Random images, two classes, tiny networks: does it run at all?
-        command: That does it, and alone can go on with it: run, continual or privacy.
-        ranks: Processes that do it together.
-        until: When to stop between two episodes, as ``time.monotonic`` counts; never if absent.
-    """
-
-    device: torch.device
-    display: Display
-    changes: Values
-    smoke: bool = False
-    command: str = "run"
-    ranks: Ranks = ALONE
-    until: float | None = None
-
-    def late(self, step: float) -> bool:
-        """Whether there is no time for another step of so many seconds."""
-        return self.until is not None and time.monotonic() + 2 * step > self.until
-
-    def open(self, folder: Path, recipe: Recipe) -> None:
-        """Make a folder and write down what is about to be done in it, as far as it takes to go on with it.
-
-        Raises:
-            UserError: Another process of the run does not see the folder.
-        """
-
-        def write_down() -> None:
-            folder.mkdir(parents=True, exist_ok=True)
-            write(folder / "recipe.yaml", recipe.dump())
-            described = {"command": self.command, "recipe": recipe.name, "overrides": self.changes, "smoke": self.smoke}
-            write_json(folder / "environment.json", described | environment(self.device, self.ranks.world))
-
-        self.ranks.once(write_down)
-        if not all(self.ranks.gather((folder / "recipe.yaml").is_file())):
-            raise UserError(
-                f"not all processes see {folder}; on several hosts a run needs a folder that they share: name one in "
-                "--out, by its whole path"
-            )
-
-
-class OutOfTime(BaseException):
-    """The time given to a piece of work is over, and a checkpoint of it written. No error, so not caught as one."""
-
-
-class Clock:
-    """Seconds a piece of work took, over all sessions up to what each of them left to go on from; experts apart.
-
-    Args:
-        file: Where they are kept.
-    """
-
-    def __init__(self, file: Path) -> None:
-        self.file, self.began, self.on_experts = file, time.monotonic(), 0.0
-
-    def start(self) -> None:
-        """Count from now on."""
-        self.began, self.on_experts = time.monotonic(), 0.0
-
-    def spent(self) -> dict[str, float]:
-        """Seconds so far."""
-        before = read_json(self.file) if self.file.is_file() else {"seconds": 0.0, "experts_seconds": 0.0}
-        now = time.monotonic() - self.began - self.on_experts
-        return {
-            "seconds": round(before["seconds"] + now, 3),
-            "experts_seconds": round(before["experts_seconds"] + self.on_experts, 3),
-        }
-
-    def keep(self) -> None:
-        """Write the seconds down, as what they were spent on is written."""
-        write_json(self.file, self.spent())
-        self.start()
 
 
 class Condensation:
@@ -169,58 +88,22 @@ class Condensation:
     def condense(self) -> SyntheticDataset:
         """The condensed set, from the last checkpoint if there is one."""
         recipe, options, device, display = self.recipe, self.recipe.condense, self.session.device, self.session.display
-        ranks = self.session.ranks
         synthetic = assemble.start(recipe, self.data, self.streams, self.outputs)
         if not options.episodes:
             return synthetic
         compute = assemble.compute(recipe, device)
         if recipe.experts is not None:
             recipe = self.make_experts(recipe)
-        objective = assemble.objective(recipe, self.data, compute, self.streams, self.outputs, ranks)
+        objective = assemble.objective(recipe, self.data, compute, self.streams, self.outputs, self.session.ranks)
+        if compute.reuse:
+            assemble.reuse(objective, recipe, self.data, compute, self.streams, self.outputs)
         start, velocity = self.restore(synthetic)
         self.say_who_waits(len(synthetic))
         if compute.compiled and start < options.episodes:
             torch._dynamo.reset()  # a study condenses many times, and a process may compile a program a few times only
             display.say("compiling: the first episode takes up to a minute longer, the others half as long")
-        told: list[int] = []
-        logged, last = self.folder / "log.jsonl" if ranks.first else Path(os.devnull), time.monotonic()
-        waited, saved = self.data.train.waited, last
+        logged = self.folder / "log.jsonl" if self.session.ranks.first else Path(os.devnull)
         with logged.open("a") as log, display.work(f"{self.title}: condense", options.episodes, start) as step:
-
-            def after(progress: Progress) -> None:
-                nonlocal last, waited, saved
-                now, count = time.monotonic(), len(progress.losses)
-                for past, loss in enumerate(progress.losses):
-                    number = progress.episode - count + 1 + past
-                    line = {"episode": number, "loss": loss, "seconds": round((now - last) / count, 6)}
-                    if recipe["data"]["hold"] == "disk":
-                        line["waited"] = round((self.data.train.waited - waited) / count, 6)
-                    if progress.step_sizes:
-                        line["step_size"] = progress.step_sizes[past]
-                    if progress.projected and past + 1 == count:
-                        line["projected"] = progress.projected
-                    log.write(json.dumps(line) + "\n")
-                first = progress.episode + 1 - count == start  # which may have compiled, and says nothing of the others
-                late = self.session.late(now - last)
-                last, waited = now, self.data.train.waited
-                if progress.projected and not told:
-                    told.append(progress.episode)
-                    display.say(
-                        f"{self.title}: in episode {progress.episode} the step size left its bounds, {BOUNDS}, and was "
-                        f"put back; if it stays there, lower --condense.lr_step, which is {options.lr_step:g}"
-                    )
-                step(progress.episode + 1, f"loss {progress.losses[-1]:.4g}")
-                due = (progress.episode + 1) // options.checkpoint > (
-                    progress.episode + 1 - count
-                ) // options.checkpoint
-                more = progress.episode + 1 < options.episodes
-                if (due or late or now - saved >= KEPT_EVERY) and more and ranks.first:
-                    log.flush()
-                    self.save(synthetic, progress)
-                    saved = now
-                if late and more and (not first or self.session.late(0)):
-                    raise OutOfTime(f"{self.title}: stopped after episode {progress.episode}")
-
             condense(
                 synthetic,
                 objective,
@@ -232,8 +115,8 @@ class Condensation:
                 lr_step=options.lr_step,
                 start=start,
                 velocity=velocity,
-                after=after,
-                ranks=ranks,
+                after=Watch(self, synthetic, start, log, step),
+                ranks=self.session.ranks,
             )
         return synthetic
 
@@ -293,3 +176,67 @@ class Condensation:
             lines = log.read_text().splitlines(keepends=True)[:start]
             write(log, "".join(lines))
         return start, parts["velocity"]
+
+
+class Watch:
+    """What is done between two episodes: they are logged and shown, kept where that is due, and ended in time.
+
+    Args:
+        of: What is condensed.
+        synthetic: The set under way.
+        start: First episode of the session.
+        log: Gets a line an episode.
+        step: Shows the progress: episodes done, and a note.
+    """
+
+    def __init__(
+        self,
+        of: Condensation,
+        synthetic: SyntheticDataset,
+        start: int,
+        log: TextIO,
+        step: Callable[[int, str], None],
+    ) -> None:
+        self.of, self.synthetic, self.start, self.log, self.step = of, synthetic, start, log, step
+        self.last = self.saved = time.monotonic()
+        self.waited = of.data.train.waited
+        self.told = False  # that the step size left its bounds
+
+    def __call__(self, progress: Progress) -> None:
+        """Note the episodes that ended; raises ``OutOfTime``, a checkpoint written, where there is none for more."""
+        now, options, session = time.monotonic(), self.of.recipe.condense, self.of.session
+        taken, self.last = now - self.last, now
+        self.write(progress, taken)
+        done, count = progress.episode + 1, len(progress.losses)
+        self.step(done, f"loss {progress.losses[-1]:.4g}")
+        if done == options.episodes:
+            return
+        late, first = session.late(taken), done - count == self.start  # the first may have compiled: no measure of more
+        due = done // options.checkpoint > (done - count) // options.checkpoint
+        if (due or late or now - self.saved >= KEPT_EVERY) and session.ranks.first:
+            self.log.flush()
+            self.of.save(self.synthetic, progress)
+            self.saved = now
+        if late and (not first or session.late(0)):
+            raise OutOfTime(f"{self.of.title}: stopped after episode {progress.episode}")
+
+    def write(self, progress: Progress, taken: float) -> None:
+        """A line an episode: loss, seconds, and what a method has beyond these."""
+        count, waited = len(progress.losses), self.of.data.train.waited
+        for past, loss in enumerate(progress.losses):
+            number = progress.episode - count + 1 + past
+            line = {"episode": number, "loss": loss, "seconds": round(taken / count, 6)}
+            if self.of.recipe["data"]["hold"] == "disk":
+                line["waited"] = round((waited - self.waited) / count, 6)
+            if progress.step_sizes:
+                line["step_size"] = progress.step_sizes[past]
+            if progress.projected and past + 1 == count:
+                line["projected"] = progress.projected
+            self.log.write(json.dumps(line) + "\n")
+        self.waited = waited
+        if progress.projected and not self.told:
+            self.told = True
+            self.of.session.display.say(
+                f"{self.of.title}: in episode {progress.episode} the step size left its bounds, {BOUNDS}, and was put "
+                f"back; if it stays there, lower --condense.lr_step, which is {self.of.recipe.condense.lr_step:g}"
+            )

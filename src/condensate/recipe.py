@@ -205,8 +205,11 @@ class Recipe:
         return replace(self, values=merge(self.values, sections))
 
     def anywhere(self) -> "Recipe":
-        """A copy that does not tell where data and experts lie or how they are held: none of it changes a result."""
-        recipe = self.with_values(data={"path": None, "hold": "memory", "workers": None})
+        """A copy that does not tell where data and experts lie, how they are held or what of other runs is taken.
+
+        None of that changes a result.
+        """
+        recipe = self.with_values(data={"path": None, "hold": "memory", "workers": None}, compute={"reuse": False})
         return recipe if recipe.experts is None else recipe.with_values(experts={"store": None, "make": True})
 
     def dump(self) -> str:

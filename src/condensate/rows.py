@@ -11,7 +11,7 @@ from torch import Tensor
 
 from condensate import assemble
 from condensate.atomic import replacing
-from condensate.condensing import KEPT_EVERY, Clock, Condensation, OutOfTime, Session
+from condensate.condensing import Condensation
 from condensate.data import ImageData
 from condensate.evaluation import Score
 from condensate.recipe import Recipe, Values
@@ -27,6 +27,7 @@ from condensate.records import (
     write_json,
 )
 from condensate.scoring import score
+from condensate.sessions import KEPT_EVERY, Clock, OutOfTime, Session
 from condensate.streams import Streams
 from condensate.training import Examples
 

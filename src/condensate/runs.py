@@ -9,7 +9,6 @@ import torch
 
 from condensate import assemble
 from condensate.atomic import alone_in
-from condensate.condensing import Session
 from condensate.console import Display
 from condensate.data import KNOWN, ImageData
 from condensate.errors import UserError, unknown
@@ -18,6 +17,7 @@ from condensate.ranks import ALONE, Ranks
 from condensate.recipe import Recipe, Values, merge
 from condensate.rows import FULL, Row
 from condensate.schema import complete
+from condensate.sessions import Session
 from condensate.sheets import find, resolve, shipped
 from condensate.streams import Streams
 
@@ -61,7 +61,7 @@ def smoked(recipe: Recipe) -> Recipe:
         network=network,
         objective={key: value for key, value in toy.items() if key in recipe["objective"]},
         **experts,
-        compute={"compile": "never", "precision": "float32"},
+        compute={"compile": "never", "precision": "float32", "reuse": False},
         condense={"episodes": min(1, recipe.condense.episodes)},
         evaluate={"networks": ["same"], "repeats": 1, "epochs": 1, "epochs_full": 1, "split": "test"},
         compare=[],

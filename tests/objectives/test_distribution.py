@@ -249,3 +249,31 @@ def test_planned__counts_what_goes_through_the_network(real, updates):
     list(objective.episode(of, 0))
     work = DistributionMatching.planned(CLASSES, len(of), batch_real=BATCH, updates=updates)
     assert (seen[False], seen[True]) == (work.features, work.gradients)
+
+
+@pytest.mark.parametrize("chunk", [64, 7])
+def test_dm__real_means_of_another_run__same_gradients_and_no_real_image_read(real, tmp_path, monkeypatch, chunk):
+    compute = Compute(chunk=chunk)
+    wanted = [gradients(matching(real, compute, updates=1), synthetic("pixels", 1), n) for n in (0, 3)]
+    first = matching(real, compute)
+    first.reuse(tmp_path, {"of": "this test"})
+    for number in (3, 0):
+        gradients(first, synthetic("lowrank"), number)
+    other = matching(real, compute)
+    other.reuse(tmp_path, {"of": "this test"})
+    monkeypatch.setattr(DistributionMatching, "real_features", lambda *given: pytest.fail("a real image was read"))
+    for number, (loss, wanted_gradients) in zip((0, 3), wanted, strict=True):
+        found, found_gradients = gradients(other, synthetic("pixels", 1), number)
+        assert found == loss
+        assert all(torch.equal(a, b) for a, b in zip(found_gradients, wanted_gradients, strict=True))
+
+
+@pytest.mark.parametrize("other", [{"batch_real": 8}, {"kind": {"of": "another"}}])
+def test_dm__real_means_of_something_else__computed(real, tmp_path, other):
+    first = matching(real)
+    first.reuse(tmp_path, {"of": "this test"})
+    gradients(first, synthetic(), 0)
+    second = matching(real, batch_real=other.get("batch_real", BATCH))
+    second.reuse(tmp_path, other.get("kind", {"of": "this test"}))
+    assert second.kept.get(0) is None
+    assert first.kept.get(0) is not None

@@ -10,11 +10,11 @@ from PIL import Image
 from rich.console import Console
 
 from condensate import LowRank, Streams, UserError, cli, condensing, load, runs
-from condensate.condensing import Session
 from condensate.console import Display
 from condensate.continual import load_memory
 from condensate.evaluation import train_networks
 from condensate.recipe import merge
+from condensate.sessions import Session
 from condensate.sheets import resolve, shipped
 from condensate.studies import continual, memories
 from condensate.studies.continual import difference, spread, summary

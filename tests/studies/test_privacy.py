@@ -10,11 +10,11 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from condensate import Streams, UserError, condensing, load
-from condensate.condensing import Session
 from condensate.console import Display
 from condensate.evaluation import train_networks
 from condensate.privacy import Record
 from condensate.recipe import merge
+from condensate.sessions import Session
 from condensate.sheets import resolve
 from condensate.studies import privacy, shadows
 

@@ -33,6 +33,7 @@ def put(tmp_path):
             "seconds": 120.0,
             "experts_seconds": 0.0,
             "peak_bytes": 2**20,
+            "compute": recipe["compute"],
         }
         file = tmp_path / cell.path / "result.json"
         file.parent.mkdir(parents=True, exist_ok=True)

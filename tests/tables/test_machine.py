@@ -13,8 +13,8 @@ from safetensors import safe_open
 
 from condensate import UserError, cli, condensing
 from condensate.atomic import alone_in
-from condensate.condensing import OutOfTime, Session
 from condensate.console import Display
+from condensate.sessions import OutOfTime, Session
 from condensate.tables import Cell, Place, Profile, fill, finished, queue, read, run_cell
 from condensate.tables import machine as machine_module
 

@@ -1,6 +1,7 @@
 """Tables as Markdown: generated, so that a number without evidence cannot stand."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,14 @@ def test_markdown__cost__only_what_was_run(put):
     rows = lines(markdown(tables()["cost"], results))
     assert rows["twentieth: cifar10-lodm-ipc1"] == ["2", "3 min", "", "1.0 MiB", "a processor, 2 threads"]
     assert len(rows) == 3
+
+
+def test_markdown__cost__not_of_runs_that_took_features_from_others(put):
+    cell = Cell(TWENTIETH, "cifar10-lodm-ipc1")
+    results = put(cell, [0.4] * 3, compute={"reuse": True}, seconds=60.0)
+    assert lines(markdown(tables()["cost"], results))[f"twentieth: {cell.recipe}"][:2] == ["1", ""]
+    put(replace(cell, seed=1), [0.4] * 3)
+    assert lines(markdown(tables()["cost"], results))[f"twentieth: {cell.recipe}"][:2] == ["2", "2 min"]
 
 
 def test_insert__keeps_the_rest_and_refuses_half_a_marker(tmp_path):

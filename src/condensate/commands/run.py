@@ -7,10 +7,10 @@ from statistics import mean, stdev
 
 from condensate import runs
 from condensate.commands.base import Command, machine_options, place, positive, ranks_options, read_recipe
-from condensate.condensing import Session
 from condensate.console import percent, show_table
 from condensate.errors import UserError
 from condensate.recipe import STUDIES, Values
+from condensate.sessions import Session
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:

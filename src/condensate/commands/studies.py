@@ -8,11 +8,11 @@ from typing import Protocol
 import torch
 
 from condensate.commands.base import chosen_device, machine_options, positive
-from condensate.condensing import Session
 from condensate.console import Display
 from condensate.errors import UserError
 from condensate.recipe import Recipe, Values
 from condensate.runs import check_free, new_folder
+from condensate.sessions import Session
 
 BY_JOBS = "a study starts its processes itself: leave torchrun out and say how many with --jobs N"
 

@@ -27,6 +27,7 @@ def _table_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="run: folder of data sets, as in DIR/cifar10/*.parquet"
     )
+    parser.add_argument("--reuse", action="store_true", help="run: keep real features in the cache for other cells")
     machine_options(parser)
 
 
@@ -49,8 +50,8 @@ def _table(options: argparse.Namespace, keys: Values) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    if options.minutes is not None or options.data is not None:
-        raise UserError("--minutes and --data are for table run; table show reads what is there")
+    if options.minutes is not None or options.data is not None or options.reuse:
+        raise UserError("--minutes, --data and --reuse are for table run; table show reads what is there")
     if not options.results.is_dir():
         raise UserError(f"no folder {options.results} of results; name it with --results, or fill one by table run")
     if options.into:
@@ -77,7 +78,7 @@ def _run(options: argparse.Namespace) -> None:
         for cell in missing[:10]:
             display.say(f"next: {cell.path}")
         return
-    place = tables.Place(options.results, str(device), torch.get_num_threads(), options.data)
+    place = tables.Place(options.results, str(device), torch.get_num_threads(), options.data, options.reuse)
     outcome = tables.fill(cells, place, 60 * options.minutes, display)
     for path in outcome.stopped:
         display.say(f"{path} goes on next time")

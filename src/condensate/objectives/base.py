@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -44,6 +45,14 @@ class Objective(ABC):
         """Before each yield, the gradient has been added to the .grad of what ``synthetic`` stores.
 
         Yielded is the loss, detached, a scalar; the caller takes an optimiser step at each.
+        """
+
+    def reuse(self, folder: Path, kind: dict[str, Any]) -> None:  # noqa: B027 (most have nothing to keep)
+        """Share through ``folder`` what does not depend on the synthetic set; most have nothing of that sort.
+
+        Args:
+            folder: Of files that any run may write.
+            kind: All that decides it beyond the objective's own options, plain JSON.
         """
 
     @classmethod

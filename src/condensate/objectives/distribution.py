@@ -1,8 +1,11 @@
 """Distribution matching: DM, and LoDM over low-rank storage."""
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +18,7 @@ from condensate.data import Split
 from condensate.errors import UserError
 from condensate.networks import Network
 from condensate.objectives.base import Objective, Work
+from condensate.objectives.kept import KeptMeans
 from condensate.ranks import ALONE, Ranks
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset
@@ -80,12 +84,24 @@ class DistributionMatching(Objective):
         self.low = network if compute.precision == torch.float32 else deepcopy(self.network).to(compute.precision)
         self._features = compute.program(_augmented_features(self.network, compute))
         self._low_features = compute.program(_augmented_features(self.low, compute))
+        self.kept: KeptMeans | None = None
 
     @classmethod
     def planned(cls, classes: int, images: int, **options: Any) -> Work:
         """The real batches without gradient, once; the synthetic images with, at every update."""
         real, updates = classes * int(options["batch_real"]), int(options.get("updates", 1))
         return Work(features=real, gradients=images * updates, parts=classes)
+
+    def reuse(self, folder: Path, kind: dict[str, Any]) -> None:
+        """Take the real means of an episode from a file of ``folder``, and keep them there for other runs.
+
+        They depend on neither storage, start, budget nor learning rate: a table of these computes them once a seed.
+        """
+        own = {"kind": kind, "batch_real": self.batch_real, "classes": self.own}
+        name = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+        with torch.no_grad():
+            features = self.network.features(torch.zeros(2, *self.real.shape, device=self.real.device))
+        self.kept = KeptMeans(folder / f"{name}.means", (self.classes, features.shape[1]))
 
     def episode(self, synthetic: SyntheticDataset, number: int) -> Iterator[Tensor]:
         """One network and one augmentation a class, and updates towards the real means under these."""
@@ -113,6 +129,9 @@ class DistributionMatching(Objective):
         """Mean features of a batch of every class of this process, (K, D); the others' rows count for nothing."""
         if not self.own:
             return self.real.labels.new_zeros(self.classes, 1, dtype=torch.float32)
+        means = self.kept.get(number) if self.kept else None
+        if means is not None:
+            return means.to(self.real.device)
         batches = self._real_batches(number)
         if not self.real.expects(batches[0][0]):
             self.real.expect(part for later in count(number) for part, _ in self._real_batches(later))
@@ -120,7 +139,10 @@ class DistributionMatching(Objective):
         for part, which in batches:
             total = total + one_hot(which, self.classes).float().T @ self.real_features(part, which, drawn)
         assert isinstance(total, Tensor)
-        return total / self.batch_real
+        means = total / self.batch_real
+        if self.kept:
+            self.kept.put(number, means)
+        return means
 
     def _real_batches(self, number: int) -> list[tuple[Tensor, Tensor]]:
         """Indices and labels of an episode's real images of this process, all classes alike, chunk by chunk."""

@@ -11,7 +11,6 @@ import torch
 
 from condensate import assemble
 from condensate.atomic import alone_in
-from condensate.condensing import Session
 from condensate.console import Display
 from condensate.continual import ContinualOptions, Stream, average_incremental_accuracy, forgetting, split_stream
 from condensate.data import ImageData, load
@@ -20,6 +19,7 @@ from condensate.figures import save_curves
 from condensate.recipe import Recipe, Values
 from condensate.records import SCHEMA, environment, fraction, read_json, write, write_json
 from condensate.runs import placed, reread, row_recipe, settled, smoked, smoked_shape
+from condensate.sessions import Session
 from condensate.sheets import shipped
 from condensate.studies.memories import FINETUNE, FULL, RESERVOIRS, Allowance, Memory
 from condensate.studies.workers import each

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from condensate import assemble
 from condensate.atomic import replacing
-from condensate.condensing import Clock, Condensation, Session
+from condensate.condensing import Condensation
 from condensate.continual import ContinualOptions, Reservoir, Stream, Union, keep_first, load_memory, save_memory
 from condensate.data import ImageData, Split
 from condensate.evaluation import train_networks
@@ -21,6 +21,7 @@ from condensate.parameterizations import PARAMETERIZATIONS
 from condensate.recipe import Recipe, Values
 from condensate.records import read_json, write_json
 from condensate.scoring import learning_rate
+from condensate.sessions import Clock, Session
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset
 from condensate.training import Examples, accuracy, fit

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from condensate import assemble
 from condensate.atomic import alone_in
-from condensate.condensing import Session
 from condensate.console import Display
 from condensate.data import ImageData, Split
 from condensate.errors import UserError
@@ -25,6 +24,7 @@ from condensate.recipe import Recipe, Values
 from condensate.records import SCHEMA, environment, fraction, read_json, write_json
 from condensate.rows import FULL
 from condensate.runs import placed, reread, row_recipe, settled, smoked, smoked_shape
+from condensate.sessions import Session
 from condensate.sheets import shipped
 from condensate.streams import Streams
 from condensate.studies.shadows import RECORDED, SPACES, Shadow, look_near, nearness_of, save_nearest

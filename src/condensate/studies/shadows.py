@@ -13,7 +13,7 @@ from torch import Tensor
 
 from condensate import assemble
 from condensate.atomic import replacing
-from condensate.condensing import Clock, Condensation, Session
+from condensate.condensing import Condensation
 from condensate.data import ImageData, Split
 from condensate.evaluation import train_networks
 from condensate.figures import save_neighbours
@@ -23,6 +23,7 @@ from condensate.recipe import Recipe, Values
 from condensate.records import write_json
 from condensate.rows import FULL
 from condensate.scoring import learning_rate
+from condensate.sessions import Clock, Session
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset
 from condensate.training import Examples, accuracy

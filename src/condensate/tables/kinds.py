@@ -179,13 +179,15 @@ def _method(name: str) -> str:
 
 
 def _paid(runs: Sequence[Values]) -> tuple[str, ...]:
-    """What runs of a cell took, their mean."""
+    """What runs of a cell took, their mean; of time those that took no real features from other runs."""
 
-    def over(key: str) -> float:
+    def over(key: str, runs: Sequence[Values] = runs) -> float:
         return sum(float(run.get(key) or 0) for run in runs) / len(runs)
 
+    own = [run for run in runs if not run["compute"].get("reuse")]
+    seconds = duration(over("seconds", own)) if own else ""
     experts = duration(over("experts_seconds")) if over("experts_seconds") else ""
-    return duration(over("seconds")), experts, size(over("peak_bytes")), ", ".join(sorted({_machine(r) for r in runs}))
+    return seconds, experts, size(over("peak_bytes")), ", ".join(sorted({_machine(r) for r in runs}))
 
 
 def _machine(run: Values) -> str:
@@ -199,7 +201,8 @@ def told(table: Table, results: Path) -> str:
         file = results / table.study
         return _of_study(read_json(file)) if file.is_file() else ""
     if table.profile is None:
-        said = ["Means over the runs of a cell; other work may have shared the machine."]
+        said = ["Means over the runs of a cell, of time those that took no real features from others."]
+        said.append("Other work may have shared the machine.")
         return " ".join([*said, "Memory: on a CPU of the process, on a GPU of tensors."])
     cells = [each for cell in table.cells() for each in table.seeds_of(cell)]
     runs = [result for cell in cells if (result := evidence.read(results, cell))]

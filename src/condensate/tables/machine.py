@@ -12,11 +12,11 @@ import torch
 
 from condensate import runs
 from condensate.atomic import alone_in
-from condensate.condensing import OutOfTime, Session
 from condensate.console import Display, duration
 from condensate.errors import UserError
 from condensate.recipe import Recipe
 from condensate.rows import Row
+from condensate.sessions import OutOfTime, Session
 from condensate.studies import continual
 from condensate.studies.workers import end_with_parent
 from condensate.tables.evidence import finished
@@ -54,12 +54,14 @@ class Place:
         device: As ``torch.device`` reads it.
         threads: Of PyTorch.
         data: Folder with the data sets; None to read them by name.
+        reuse: Whether cells take real features from each other, see ``ComputeOptions``.
     """
 
     results: Path
     device: str
     threads: int
     data: Path | None = None
+    reuse: bool = False
 
 
 def fill(cells: Sequence[Cell], place: Place, seconds: float, display: Display) -> Outcome:
@@ -156,8 +158,9 @@ def run_cell(cell: Cell, place: Place, until: float | None = None) -> None:
         continual.prepare(recipe, session).at(folder).run()
         return
     with alone_in(folder):
+        begun = (folder / "environment.json").is_file()
         recipe, session = _session(cell, recipe, place, until, "run")
-        prepared = runs.prepare(recipe, session, resumed=True)
+        prepared = runs.prepare(recipe, session, resumed=begun)
         Row(cell.row or cell.recipe, prepared.recipe, folder, prepared.data[cell.recipe], session).run()
 
 
@@ -168,7 +171,8 @@ def _session(cell: Cell, recipe: Recipe, place: Place, until: float | None, comm
         recipe, session = runs.reread(folder, torch.device(place.device), Display(), None, command)
     else:
         session = Session(torch.device(place.device), Display(), cell.overrides, command=command)
-    return _reading(recipe, place.data), replace(session, until=until)
+    reuse = place.reuse or recipe["compute"]["reuse"]
+    return _reading(recipe, place.data).with_values(compute={"reuse": reuse}), replace(session, until=until)
 
 
 def _reading(recipe: Recipe, data: Path | None) -> Recipe:

@@ -1,0 +1,95 @@
+"""What a run knows of its surroundings: device, display, command, the time it is given and the time it took."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from condensate.console import Display
+from condensate.errors import UserError
+from condensate.ranks import ALONE, Ranks
+from condensate.recipe import Recipe, Values
+from condensate.records import environment, read_json, write, write_json
+
+KEPT_EVERY = 60.0  # seconds between two checkpoints at most
+
+
+@dataclass(frozen=True)
+class Session:
+    """What is common to the rows of a run.
+
+    Args:
+        device: Where everything is computed.
+        display: Where progress is shown.
+        changes: What the user changed of the recipe, for the record and for the rows it is compared with.
+        smoke: Random images, two classes, tiny networks: does it run at all?
+        command: That does it, and alone can go on with it: run, continual or privacy.
+        ranks: Processes that do it together.
+        until: When to stop between two episodes, as ``time.monotonic`` counts; never if absent.
+    """
+
+    device: torch.device
+    display: Display
+    changes: Values
+    smoke: bool = False
+    command: str = "run"
+    ranks: Ranks = ALONE
+    until: float | None = None
+
+    def late(self, step: float) -> bool:
+        """Whether there is no time for another step of so many seconds."""
+        return self.until is not None and time.monotonic() + 2 * step > self.until
+
+    def open(self, folder: Path, recipe: Recipe) -> None:
+        """Make a folder and write down what is about to be done in it, as far as it takes to go on with it.
+
+        Raises:
+            UserError: Another process of the run does not see the folder.
+        """
+
+        def write_down() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            write(folder / "recipe.yaml", recipe.dump())
+            described = {"command": self.command, "recipe": recipe.name, "overrides": self.changes, "smoke": self.smoke}
+            write_json(folder / "environment.json", described | environment(self.device, self.ranks.world))
+
+        self.ranks.once(write_down)
+        if not all(self.ranks.gather((folder / "recipe.yaml").is_file())):
+            raise UserError(
+                f"not all processes see {folder}; on several hosts a run needs a folder that they share: name one in "
+                "--out, by its whole path"
+            )
+
+
+class OutOfTime(BaseException):
+    """The time given to a piece of work is over, and a checkpoint of it written. No error, so not caught as one."""
+
+
+class Clock:
+    """Seconds a piece of work took, over all sessions up to what each of them left to go on from; experts apart.
+
+    Args:
+        file: Where they are kept.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.began, self.on_experts = file, time.monotonic(), 0.0
+
+    def start(self) -> None:
+        """Count from now on."""
+        self.began, self.on_experts = time.monotonic(), 0.0
+
+    def spent(self) -> dict[str, float]:
+        """Seconds so far."""
+        before = read_json(self.file) if self.file.is_file() else {"seconds": 0.0, "experts_seconds": 0.0}
+        now = time.monotonic() - self.began - self.on_experts
+        return {
+            "seconds": round(before["seconds"] + now, 3),
+            "experts_seconds": round(before["experts_seconds"] + self.on_experts, 3),
+        }
+
+    def keep(self) -> None:
+        """Write the seconds down, as what they were spent on is written."""
+        write_json(self.file, self.spent())
+        self.start()
