@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -114,6 +115,52 @@ def test_run_cell__study__stopped_and_gone_on_with(tmp_path):
         except OutOfTime:
             pass
     assert read(tmp_path, cell)["rows"][cell.recipe]["final"]["mean"] > 0
+
+
+def test_run_cell__experts_are_not_there__made_once_for_all_that_match_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONDENSATE_CACHE", str(tmp_path / "cache"))
+    few = {
+        "experts": {"count": 2},
+        "objective": {"syn_steps": 2, "max_start_epoch": 1},
+        "evaluate": CHANGES["evaluate"],
+    }
+    tiny = Profile("tiny", "tiny", fraction=0.02, changes=few | {"network": {"width": 8}})
+    first, second = Cell(tiny, "digits-lomtt"), Cell(tiny, "digits-mtt", seed=1)
+    for _ in range(20):
+        try:
+            run_cell(first, place(tmp_path), until=time.monotonic())
+            break
+        except OutOfTime:
+            pass
+    run_cell(second, place(tmp_path))
+    made = list((tmp_path / "cache" / "experts").glob("*/expert-*"))
+    assert len(made) == 2
+    assert read(tmp_path, first)["experts_seconds"] > 0
+    assert read(tmp_path, second)["experts_seconds"] == 0
+    assert read(tmp_path, second)["values"]["experts"]["store"] is None
+
+
+def test_run_cell__tiny_imagenet_20_of_a_local_folder(tmp_path):
+    data = Path(os.environ.get("CONDENSATE_DATA", ""))
+    if not (data / "tiny_imagenet_20").is_dir():
+        pytest.skip("needs real data: set $CONDENSATE_DATA to a folder that holds tiny_imagenet_20/train.parquet")
+    tiny = Profile("tiny", "tiny", fraction=1e-4, changes=CHANGES)
+    cell = Cell(tiny, "tinyimagenet-20-lodm-ipc1")
+    run_cell(cell, place(tmp_path, data=data))
+    result = read(tmp_path, cell)
+    assert result["data"]["name"] == "tinyimagenet-20"
+    assert result["values"]["data"]["path"] is None
+    assert len(result["evaluation"][0]["accuracies"]) == 2
+
+
+def test_fill__cells_of_one_seed_take_real_features_from_each_other(tmp_path, monkeypatch, uninterrupted):
+    monkeypatch.setenv("CONDENSATE_CACHE", str(tmp_path / "cache"))
+    twin = Cell(TINY, "digits-dm")
+    said = fill([twin, CELL], place(tmp_path, reuse=True), 120, Display(quiet=True))
+    assert said.done == [twin.path, CELL.path]
+    assert len(list((tmp_path / "cache" / "features").iterdir())) == 1
+    assert read(tmp_path, CELL)["compute"]["reuse"]
+    assert kept(tmp_path) == uninterrupted
 
 
 def test_fill__runs_what_is_missing_and_nothing_twice(tmp_path, uninterrupted):

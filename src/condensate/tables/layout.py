@@ -1,5 +1,6 @@
 """Which cells the tables have: each is one run, continual study or baseline, of one seed."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -76,10 +77,16 @@ class Cell:
 
     def resolve(self) -> Recipe:
         """Its recipe in full; the rows that the shipped one is compared with are cells of their own."""
-        recipe = resolve(self.recipe, merge(self.overrides, {"seed": self.seed, "compare": []}))
+        recipe = _resolved(self.recipe, json.dumps(self.overrides)).with_values(seed=self.seed)
         if self.row in assemble.BASELINES:
             return assemble.baseline(recipe, self.row)
         return recipe.with_values(condense={"episodes": 0}) if self.row == FULL else recipe
+
+
+@cache
+def _resolved(recipe: str, overrides: str) -> Recipe:
+    """A recipe under changes, which takes a while to check and is the same for all seeds."""
+    return resolve(recipe, merge(json.loads(overrides), {"compare": []}))
 
 
 @dataclass(frozen=True)
