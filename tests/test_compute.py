@@ -9,6 +9,7 @@ from condensate import Compute, UserError
 from condensate.compute import WORTH_COMPILING, ComputeOptions, can_compile, has_bfloat16
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+WORTH = WORTH_COMPILING["cpu"]
 
 
 @pytest.fixture
@@ -27,8 +28,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     ("asked", "operations", "compilers", "compiled"),
     [
         ("auto", 0.0, ("g++",), False),
-        ("auto", 0.999 * WORTH_COMPILING, ("g++",), False),
-        ("auto", WORTH_COMPILING, ("g++",), True),
+        ("auto", 0.999 * WORTH, ("g++",), False),
+        ("auto", WORTH, ("g++",), True),
         ("auto", 1e30, ("clang++",), True),
         ("auto", 1e30, ("c++",), True),
         ("auto", 1e30, ("gcc", "clang", "make"), False),
@@ -92,6 +93,21 @@ def test_chunk__below_one_is_refused(chunk: int):
         ComputeOptions(chunk=chunk).resolve(CPU, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("device", "pixels", "chunk"),
+    [
+        ("cpu", 32 * 32, 64),
+        ("cpu", 8 * 8, 64),
+        ("cuda", 32 * 32, 2048),
+        ("cuda", 128 * 128, 128),
+        ("cuda", 512 * 512, 64),
+    ],
+)
+def test_chunk__absent__few_on_a_cpu_and_many_on_a_gpu(machine: Any, device: str, pixels: int, chunk: int):
+    asked = ComputeOptions(compile="never", precision="float32")
+    assert asked.resolve(torch.device(device), 0.0, pixels).chunk == chunk
+
+
 def test_chunk__is_kept(machine: Any):
     assert ComputeOptions(chunk=1).resolve(CPU, 0.0).chunk == 1
     assert ComputeOptions(chunk=100).resolve(CPU, 1e30) == Compute(True, torch.float32, 100)
@@ -121,13 +137,13 @@ def test_memory_format__is_channels_last_for_compiled_programs_only():
 
 def test_defaults__are_eager_float32():
     assert Compute() == Compute(False, torch.float32, 64)
-    assert ComputeOptions() == ComputeOptions("auto", "auto", 64)
+    assert ComputeOptions() == ComputeOptions("auto", "auto", None)
 
 
 def test_why__says_what_auto_decides(machine: Any):
     machine(("g++",))
-    assert "too short" in (ComputeOptions().why(CPU, 0.5 * WORTH_COMPILING) or "")
-    assert (ComputeOptions().why(CPU, WORTH_COMPILING) or "").startswith("compiled")
+    assert "too short" in (ComputeOptions().why(CPU, 0.5 * WORTH) or "")
+    assert (ComputeOptions().why(CPU, WORTH) or "").startswith("compiled")
     machine(())
-    assert "install g++" in (ComputeOptions().why(CPU, WORTH_COMPILING) or "")
-    assert ComputeOptions(compile="never").why(CPU, WORTH_COMPILING) is None
+    assert "install g++" in (ComputeOptions().why(CPU, WORTH) or "")
+    assert ComputeOptions(compile="never").why(CPU, WORTH) is None

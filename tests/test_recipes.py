@@ -10,6 +10,7 @@ import yaml
 
 from condensate import Compute, UserError
 from condensate.assemble import images_per_class, networks_of, training_augment
+from condensate.compute import ComputeOptions
 from condensate.data import KNOWN
 from condensate.networks import VARIANTS
 from condensate.recipe import Recipe, merge
@@ -341,7 +342,8 @@ def test_evaluate__augmentation__with_its_own_operators(changes, name, ops):
 
 
 def test_compute__defaults_of_library_and_recipe__agree_on_chunk():
-    assert resolve("cifar10-lodm-ipc1")["compute"]["chunk"] == Compute().chunk
+    assert resolve("cifar10-lodm-ipc1")["compute"]["chunk"] is None
+    assert ComputeOptions().resolve(torch.device("cpu"), 0.0).chunk == Compute().chunk
     assert Compute().precision == torch.float32
 
 

@@ -275,7 +275,8 @@ def make_experts(
 def settle_compute(recipe: Recipe, shape: Shape, classes: int, images: int, device: torch.device) -> Recipe:
     """The recipe with ``compute`` settled, so that a resumed run does not choose anew."""
     work = condensing_operations(recipe, shape, classes, images)
-    return recipe.with_values(compute=_settled(ComputeOptions(**recipe["compute"]).resolve(device, work)))
+    resolved = ComputeOptions(**recipe["compute"]).resolve(device, work, shape[1] * shape[2])
+    return recipe.with_values(compute={**_settled(resolved), "chunk": resolved.chunk})
 
 
 def why_compiled(recipe: Recipe, shape: Shape, classes: int, images: int, device: torch.device) -> str | None:

@@ -11,8 +11,13 @@ from torch import Tensor
 from condensate.errors import UserError, unknown
 
 # Compiling a step takes about a minute and about halves it; below this many operations in the whole run it does not
-# pay (at about 100 GFLOP/s on two cores: python -m benchmarks prints both).
-WORTH_COMPILING = 2e13
+# pay: two cores do about 100 GFLOP/s (python -m benchmarks prints both). For GPUs it is a guess, not yet measured.
+WORTH_COMPILING = {"cpu": 2e13, "cuda": 1e15}
+
+# Images that go through a network at once: on a CPU few, whose activations stay in its caches; on a GPU many, up to
+# this many pixels of them (2,048 images of 32x32), which keep it busy and take a few gigabytes.
+CHUNK = 64
+PIXELS_ON_GPU = 2048 * 32 * 32
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -30,7 +35,7 @@ class Compute:
 
     compiled: bool = False
     precision: torch.dtype = torch.float32
-    chunk: int = 64
+    chunk: int = CHUNK
     reuse: bool = False
 
     @property
@@ -55,33 +60,38 @@ class ComputeOptions:
         compile: auto compiles where a C++ compiler is at hand and the planned run is long enough to win it back.
         precision: Of the features or parameter gradients of real images. auto is bfloat16 where the machine has
             instructions for it, else float32.
-        chunk: Images that go through a network at once, the memory knob.
+        chunk: Images that go through a network at once, the memory knob. null is 64 on a CPU, and on a GPU as many as
+            have the pixels of 2,048 images of 32x32.
         reuse: Keep the class means of real features (objective dm) in the cache, for runs that differ in storage,
             start, budget or learning rate alone. Numbers stay the same; classes x features x 4 bytes an episode.
     """
 
     compile: Literal["auto", "always", "never"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    chunk: int = 64
+    chunk: int | None = None
     reuse: bool = False
 
-    def resolve(self, device: torch.device, operations: float) -> Compute:
+    def resolve(self, device: torch.device, operations: float, pixels: int = 32 * 32) -> Compute:
         """Settle what is left to the program.
 
         Args:
             device: Where the run computes.
             operations: Floating-point operations of the whole planned run.
+            pixels: Of an image.
         """
         for key, known in (("compile", ("auto", "always", "never")), ("precision", ("auto", *PRECISIONS))):
             if getattr(self, key) not in known:
                 raise unknown(f"compute.{key}", str(getattr(self, key)), known)
-        if self.chunk < 1:
-            raise UserError(f"compute.chunk must be at least 1, got {self.chunk}")
+        chunk = self.chunk
+        if chunk is None:
+            chunk = CHUNK if device.type == "cpu" else max(CHUNK, PIXELS_ON_GPU // pixels)
+        if chunk < 1:
+            raise UserError(f"compute.chunk must be at least 1, got {chunk}")
         compiled = self.compile == "always" or (self.compile == "auto" and _compiles(device, operations)[0])
         precision = PRECISIONS.get(self.precision)
         if precision is None:
             precision = torch.bfloat16 if has_bfloat16(device) else torch.float32
-        return Compute(compiled, precision, self.chunk, self.reuse)
+        return Compute(compiled, precision, chunk, self.reuse)
 
     def why(self, device: torch.device, operations: float) -> str | None:
         """What auto decides about compiling and why, in words; None where the user decided."""
@@ -92,7 +102,7 @@ class ComputeOptions:
 
 def _compiles(device: torch.device, operations: float) -> tuple[bool, str]:
     """Whether compiling is worth its while for a run of so many operations, and why."""
-    if operations < WORTH_COMPILING:
+    if operations < WORTH_COMPILING.get(device.type, WORTH_COMPILING["cpu"]):
         return False, f"not compiled: the work, {operations:.1e} operations, is too short to win the compilation back"
     if not can_compile(device):
         return False, "not compiled, which takes about twice as long: torch.compile needs a C++ compiler; install g++"

@@ -149,8 +149,8 @@ class DistributionMatching(Objective):
         batches = [self.real.sample(label, self.batch_real, self.streams("real", number, label)) for label in self.own]
         index, labels = torch.cat(batches), self.real.labels.new_tensor(self.own)
         labels = labels.repeat_interleave(self.batch_real)
-        size = self.chunk or len(index)
-        return list(zip(index.split(size), labels.split(size), strict=True))
+        count = 1 if self.chunk is None else -(-len(index) // self.chunk)
+        return list(zip(index.tensor_split(count), labels.tensor_split(count), strict=True))
 
     @torch.no_grad()
     def synthetic_means(self, synthetic: SyntheticDataset, drawn: Transform) -> Tensor:
