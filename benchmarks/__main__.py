@@ -61,6 +61,7 @@ def in_a_process(name: str, given: Sequence[str]) -> list[Row]:
         command = [sys.executable, "-m", "benchmarks", *given, "--one", name, "--json", str(file)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
+            print(done.stderr, file=sys.stderr)
             return [
                 {"work": name, "way": "failed", "seconds": [], "note": (done.stderr.strip().splitlines() or [""])[-1]}
             ]

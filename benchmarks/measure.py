@@ -13,6 +13,8 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from condensate.compute import like_convolutions
+
 Run = Callable[[], object]
 
 
@@ -90,24 +92,28 @@ def measure(work: Work, repeats: int, device: torch.device, patience: float) -> 
         patience: Seconds for all repeats.
     """
 
-    def timed(run: Run) -> float:
+    def timed(run: Run, times: int = 1) -> float:
         began = time.perf_counter()
-        run()
+        for _ in range(times):
+            run()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return time.perf_counter() - began
+        return (time.perf_counter() - began) / times
 
     first = {name: timed(way.run) for name, way in work.ways.items()}
+    times = dict.fromkeys(work.ways, 1)
     if sum(first.values()) < patience:  # long work warms up in one time
-        for way in work.ways.values():
-            timed(way.run)
+        for name, way in work.ways.items():
+            warm = timed(way.run)
+            if device.type == "cuda":  # steps follow each other there without waiting, as they do in a run
+                times[name] = max(1, min(50, round(0.2 / warm)))
     seconds: dict[str, list[float]] = {name: [] for name in work.ways}
     began = time.perf_counter()
     for repeat in range(repeats):
         if repeat >= 3 and time.perf_counter() - began > patience:
             break
         for name, way in work.ways.items():
-            seconds[name].append(timed(way.run))
+            seconds[name].append(timed(way.run, times[name]))
     memory = {name: peak_bytes(way.run, device) for name, way in work.ways.items()}
     return [
         Measured(
@@ -150,13 +156,14 @@ def give_memory_back() -> None:
 
 
 def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Operations a second of the best large matrix product seen."""
+    """Operations a second of the best large matrix product seen, float32 as in convolutions (on CUDA TF32)."""
     rates = []
-    for side in (1024, 2048, 4096):
-        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        out: Tensor = a @ b
-        for _ in range(4):
-            rates.append(2 * side**3 / _seconds(partial(torch.mm, a, b, out=out), device))
+    with like_convolutions():
+        for side in (1024, 2048, 4096) if device.type == "cpu" else (4096, 8192):
+            a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+            out: Tensor = a @ b
+            for _ in range(4):
+                rates.append(2 * side**3 / _seconds(partial(torch.mm, a, b, out=out), device))
     return max(rates)
 
 

@@ -55,6 +55,8 @@ def check(name: str, device: torch.device) -> dict[str, Any]:
     data = assemble.random_data(shape, device, classes, 300)
     streams = Streams(0, device)
     gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     give_memory_back()
     before = resident("VmRSS")
     recipe = assemble.settle_compute(recipe, shape, classes, expected.images_per_class * classes, device)
@@ -68,19 +70,24 @@ def check(name: str, device: torch.device) -> dict[str, Any]:
         for _ in matching.episode(synthetic, number):
             optimizer.step()
             optimizer.zero_grad()
+        _wait(device)
         taken.append(time.perf_counter() - began)
     epochs = 1 if long else 20
     settled = assemble.settle_training(recipe, shape, classes, len(synthetic), device)
+    together = settled.evaluate.together or 1
     networks = train_networks(
         synthetic, classes, streams, network=recipe["network"]["name"], network_options=recipe.options("network"),
-        repeats=1 if long else 2, epochs=epochs, augment=assemble.training_augment(recipe),
+        repeats=(1 if long else 2) * together, epochs=epochs, augment=assemble.training_augment(recipe),
         **assemble.training_way(settled),
     )  # fmt: skip
     if not long:
-        next(networks)  # warms up
+        for _ in range(together):  # warms up
+            next(networks)
+        _wait(device)
     began = time.perf_counter()
-    network = next(networks)
-    trained, began = time.perf_counter() - began, time.perf_counter()
+    network = next(networks)  # the first of those that are trained together
+    _wait(device)
+    trained, began = (time.perf_counter() - began) / together, time.perf_counter()
     accuracy(network, data.test.subset(torch.arange(1000, device=device)))
     scored = 10 * (time.perf_counter() - began)
     episode = median(taken[1:] or taken)
@@ -104,6 +111,12 @@ def check(name: str, device: torch.device) -> dict[str, Any]:
         "measured": found,
         "note": note,
     }
+
+
+def _wait(device: torch.device) -> None:
+    """Until all that was asked for is computed."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _matching(recipe: Recipe, data: Any, streams: Streams, device: torch.device) -> Any:

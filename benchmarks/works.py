@@ -36,7 +36,7 @@ from condensate import (
     load_data,
 )
 from condensate.assemble import forward_operations
-from condensate.compute import can_compile, has_bfloat16
+from condensate.compute import ComputeOptions, can_compile, has_bfloat16
 from condensate.training import Held, Together, mean_loss
 
 Shape = tuple[int, int, int]
@@ -87,13 +87,14 @@ class Bench:
         labels = class_major(classes, each)
         return from_arrays(images, labels, images[:classes], labels[::each]).to(self.device)
 
-    def computes(self, low: bool = True) -> dict[str, Compute]:
+    def computes(self, low: bool = True, shape: Shape = (3, 32, 32)) -> dict[str, Compute]:
         """Our ways: compiled where that is possible, also with bfloat16 for what needs no gradient to the pixels."""
-        compiled = can_compile(self.device)
+        compiled, pixels = can_compile(self.device), shape[1] * shape[2]
+        chunk = ComputeOptions("never", "float32").resolve(self.device, 0.0, pixels).chunk
         said = "" if compiled else ", eager"
-        ways = {f"ours, float32{said}": Compute(compiled)}
+        ways = {f"ours, float32{said}": Compute(compiled, chunk=chunk)}
         if low and has_bfloat16(self.device):
-            ways[f"ours, bfloat16{said}"] = Compute(compiled, torch.bfloat16)
+            ways[f"ours, bfloat16{said}"] = Compute(compiled, torch.bfloat16, chunk)
         return ways
 
 
@@ -145,7 +146,7 @@ def dm(bench: Bench, shape: Shape, classes: int, ipc: int) -> Work:
         Streams(0)("published"), bench.batch_real,
     )  # fmt: skip
     ways = {"published": Way(theirs)}
-    for name, compute in bench.computes().items():
+    for name, compute in bench.computes(shape=shape).items():
         matching = DistributionMatching(
             data.train, bench.network(data), Augment(), bench.streams(), compute, batch_real=bench.batch_real
         )

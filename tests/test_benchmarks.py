@@ -20,7 +20,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     """Eager, of width 4, two real images a class."""
     monkeypatch.setattr(Bench, "width", 4)
     monkeypatch.setattr(Bench, "batch_real", 2)
-    monkeypatch.setattr(Bench, "computes", lambda self, low=True: {"ours, float32": Compute()})
+    monkeypatch.setattr(Bench, "computes", lambda self, **asked: {"ours, float32": Compute()})
     return Bench(CPU)
 
 

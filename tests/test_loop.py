@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from condensate import Pixels, SyntheticDataset, Uint8, UserError, class_major, condense
+from condensate import Pixels, SyntheticDataset, Uint8, UserError, class_major, condense, loop
 from condensate.loop import SCHEDULES
 
 
@@ -50,6 +50,28 @@ def test_condense__cosine__falls_to_zero_over_the_episodes():
         for _ in range(2):  # updates an episode
             x = x - rate * 2 * (x - 1)
     torch.testing.assert_close(synthetic.images().detach(), x)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "looks"),
+    [(0.0, [3, 6]), (0.4, [2, 5, 6]), (2.0, [0, 1, 2, 3, 4, 5, 6])],
+    ids=["fast", "slower", "slow"],
+)
+def test_condense__where_looking_waits__several_episodes_at_once_but_one_look_a_second(monkeypatch, seconds, looks):
+    """Four at once here; checkpoints and the end of a session's time wait for a look."""
+    clock, toy, found = [0.0], Toy(), []
+    episode = toy.episode
+
+    def slow(synthetic, number):
+        clock[0] += seconds
+        yield from episode(synthetic, number)
+
+    toy.episode = slow
+    monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
+    monkeypatch.setitem(loop.LOOKED_AT_TOGETHER, "cpu", 4)
+    condense(toy_set(), toy, episodes=7, lr=0.03, after=lambda p: found.append((p.episode, len(p.losses))))
+    assert [number for number, _ in found] == looks
+    assert sum(count for _, count in found) == 7
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

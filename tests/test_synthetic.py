@@ -183,6 +183,13 @@ def test_backward__is_the_gradient_through_images(stored: Callable[[], Parameter
         torch.testing.assert_close(one.grad, other.grad)
 
 
+def test_step_size__lies_where_the_labels_do():
+    labels = torch.zeros(2, 3, device="meta")
+    data = SyntheticDataset(Pixels(2, (1, 4, 4)).to("meta"), labels, step_size=0.02)
+    assert data.step_size is not None
+    assert data.step_size.device.type == "meta"
+
+
 @pytest.mark.parametrize(("step_size", "expected"), [(-0.5, 1e-6), (0.0, 1e-6), (1e-7, 1e-6), (0.02, 0.02)])
 def test_project__keeps_the_step_size_above_a_millionth(step_size: float, expected: float):
     data = synthetic(step_size=step_size)

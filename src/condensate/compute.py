@@ -1,7 +1,8 @@
 """Which programs run: compiled or not, and in which precision what needs no gradient is computed."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -107,6 +108,18 @@ def _compiles(device: torch.device, operations: float) -> tuple[bool, str]:
     if not can_compile(device):
         return False, "not compiled, which takes about twice as long: torch.compile needs a C++ compiler; install g++"
     return True, f"compiled: the work, {operations:.1e} operations, is long enough to win the compilation back"
+
+
+@contextmanager
+def like_convolutions() -> Iterator[None]:
+    """Matrix products of float32 as exact as its convolutions: on CUDA TF32, unless the caller forbids it."""
+    products: Any = torch.backends.cuda.matmul
+    before = products.fp32_precision
+    products.fp32_precision = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        products.fp32_precision = before
 
 
 def can_compile(device: torch.device) -> bool:

@@ -1,6 +1,7 @@
 """The one loop that condenses: any objective over any storage."""
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,8 +14,9 @@ from condensate.objectives import Objective
 from condensate.ranks import ALONE, Ranks
 from condensate.synthetic import SyntheticDataset
 
-# On a GPU, looking at a loss waits for it: several episodes are looked at together.
+# On a GPU, looking at a loss waits for it: several episodes are looked at together, as many as begin in a second.
 LOOKED_AT_TOGETHER = {"cpu": 1, "cuda": 25}
+LOOKED_AT_EVERY = 1.0
 
 # What multiplies the learning rates in an episode, by the share of the episodes that went before it.
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -124,6 +126,7 @@ def _optimise(
 
     together = LOOKED_AT_TOGETHER.get(synthetic.labels.device.type, 1)
     pending: list[tuple[Tensor, ...]] = []
+    looked = time.monotonic()
     for number in range(start, episodes):
         for group, (_, rate) in zip(optimizer.param_groups, rates.values(), strict=True):
             group["lr"] = rate * schedule(number / episodes)
@@ -138,9 +141,11 @@ def _optimise(
                 outside += projected
         step_size = torch.zeros(()) if synthetic.step_size is None else synthetic.step_size.detach().clone()
         pending.append((torch.stack(losses).mean(), step_size, outside))
-        if len(pending) == together or number + 1 == episodes:
+        due = len(pending) >= together or time.monotonic() - looked >= LOOKED_AT_EVERY
+        if due or number + 1 == episodes:
             values, sizes, hits = (torch.stack(part).tolist() for part in zip(*pending))
             pending.clear()
+            looked = time.monotonic()
             _check_finite(values, number, rates)
             if after:
                 learned = tuple(sizes) if "step_size" in rates else ()

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from condensate import assemble
 from condensate.atomic import replacing
-from condensate.compute import PRECISIONS
+from condensate.compute import PRECISIONS, like_convolutions
 from condensate.data import KNOWN, ImageData, look
 from condensate.data.cache import folder as cache_folder
 from condensate.data.disk import AHEAD
@@ -146,10 +146,12 @@ def _plan(recipe: Recipe, device: torch.device) -> Plan:
     work = OBJECTIVES[recipe["objective"]["name"]].planned(classes, images, **recipe.options("objective"))
     labels = images * classes if recipe.condense.lr_labels else 0
     labels += 1 if recipe.experts is not None else 0  # the step size
-    rates = _rates(settled, shape, classes, min(256, images), device)
+    training = assemble.settle_training(recipe, shape, classes, images, device).evaluate
+    at_a_time = min(256, images) * (training.together or 1)
+    rates = _rates(settled, shape, classes, at_a_time, device)
     options, evaluated = recipe.condense, recipe.evaluate
     trained = _evaluated_work(recipe, shape, classes) * evaluated.repeats * evaluated.epochs * images
-    if assemble.settle_training(recipe, shape, classes, images, device).evaluate.compile == "always":
+    if training.compile == "always":
         trained /= COMPILED_GAIN
     experts = _experts(recipe, shape, classes, data, rates)
     if experts is not None:  # the student's parameters after every step
@@ -165,7 +167,7 @@ def _plan(recipe: Recipe, device: torch.device) -> Plan:
         settled["compute"]["precision"],
         options.episodes * (work.features / rates.features + work.gradients / rates.gradients),
         trained / rates.training + evaluated.repeats * SCORED / rates.scoring,
-        held + 3 * cost.bits // 8 + _peak(settled, shape, classes, images) + 2 * side,
+        held + 3 * cost.bits // 8 + _peak(settled, shape, classes, images, at_a_time) + 2 * side,
         side,
         experts,
     )
@@ -273,7 +275,8 @@ def _measure(recipe: Recipe, shape: Shape, classes: int, batch: int, device: tor
 def _product_rate(dtype: torch.dtype, device: torch.device) -> float:
     """Matrix products a second, of one size."""
     a, b = (torch.ones(1024, 1024, device=device, dtype=dtype) for _ in range(2))
-    return 1 / _seconds(lambda: a @ b, device)
+    with like_convolutions():
+        return 1 / _seconds(lambda: a @ b, device)
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
@@ -290,8 +293,10 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
     return sorted(taken)[len(taken) // 2]
 
 
-def _peak(recipe: Recipe, shape: Shape, classes: int, images: int) -> int:
+def _peak(recipe: Recipe, shape: Shape, classes: int, images: int, trained: int) -> int:
     """Bytes at the peak of condensing, training or scoring, whichever is most, beside what lasts all along.
+
+    Networks are trained on ``trained`` images at a time, of all that are trained together.
 
     Of an image, training holds the outputs of all layers on the way, gradients with the way back once more where the
     program may be differentiated again, and twice that under a gradient of gradients. Eager programs were measured to
@@ -316,7 +321,7 @@ def _peak(recipe: Recipe, shape: Shape, classes: int, images: int) -> int:
     if recipe["compute"]["compile"] == "always":
         matched, lasting = matched / 2, SCRATCH_BYTES + COMPILER_BYTES
     held = images * pixels if images * pixels <= HELD_BYTES else 0
-    return int(lasting + max(matched, held + all_layers * min(256, images), held + 2 * largest * SCORED_AT_ONCE))
+    return int(lasting + max(matched, held + all_layers * trained, held + 2 * largest * SCORED_AT_ONCE))
 
 
 @torch.no_grad()

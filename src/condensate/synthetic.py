@@ -65,7 +65,9 @@ class SyntheticDataset(nn.Module, Dataset[tuple[Tensor, Tensor]]):
         self.std = tuple(std) if std else (1.0,) * channels
         if not len(self.mean) == len(self.std) == channels:
             raise UserError(f"mean and std need {channels} values each, got {len(self.mean)} and {len(self.std)}")
-        self.step_size = nn.Parameter(torch.tensor(float(step_size))) if step_size is not None else None
+        self.step_size: nn.Parameter | None = None
+        if step_size is not None:
+            self.step_size = nn.Parameter(torch.tensor(float(step_size), device=labels.device))
         self.about = about or {}
         self.whitening = whitening
         values = torch.Size(parameterization.shape).numel()

@@ -277,3 +277,12 @@ def test_dm__real_means_of_something_else__computed(real, tmp_path, other):
     second.reuse(tmp_path, other.get("kind", {"of": "this test"}))
     assert second.kept.get(0) is None
     assert first.kept.get(0) is not None
+
+
+def test_dm__groups_of_a_set__not_those_of_another_nor_of_its_labels_before(real):
+    objective, one, other = matching(real), synthetic("pixels"), synthetic("pixels", order=torch.arange(12).flip(0))
+    wanted = [gradients(matching(real), data)[1] for data in (one, other)]
+    for data, expected in ((one, wanted[0]), (other, wanted[1]), (one, wanted[0])):
+        assert all(torch.equal(a, b) for a, b in zip(gradients(objective, data)[1], expected, strict=True))
+    one.labels.copy_(other.labels)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(objective, one)[1], wanted[1], strict=True))

@@ -23,6 +23,10 @@ from condensate.ranks import ALONE, Ranks
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset
 
+# Images of whole classes that are matched together: piece by piece their indices and weights (k, K), by which features
+# become class means, and which classes they are of, (K,), 1 or 0.
+Group = tuple[list[tuple[Tensor, Tensor]], Tensor]
+
 
 class DistributionMatching(Objective):
     """Match the mean embedding of every class under freshly drawn random networks.
@@ -84,7 +88,9 @@ class DistributionMatching(Objective):
         self.low = network if compute.precision == torch.float32 else deepcopy(self.network).to(compute.precision)
         self._features = compute.program(_augmented_features(self.network, compute))
         self._low_features = compute.program(_augmented_features(self.low, compute))
+        self.own_labels = real.labels.new_tensor(self.own).repeat_interleave(batch_real)
         self.kept: KeptMeans | None = None
+        self._dealt: tuple[Tensor, int, list[Group]] | None = None
 
     @classmethod
     def planned(cls, classes: int, images: int, **options: Any) -> Work:
@@ -147,10 +153,9 @@ class DistributionMatching(Objective):
     def _real_batches(self, number: int) -> list[tuple[Tensor, Tensor]]:
         """Indices and labels of an episode's real images of this process, all classes alike, chunk by chunk."""
         batches = [self.real.sample(label, self.batch_real, self.streams("real", number, label)) for label in self.own]
-        index, labels = torch.cat(batches), self.real.labels.new_tensor(self.own)
-        labels = labels.repeat_interleave(self.batch_real)
+        index = torch.cat(batches)
         count = 1 if self.chunk is None else -(-len(index) // self.chunk)
-        return list(zip(index.tensor_split(count), labels.tensor_split(count), strict=True))
+        return list(zip(index.tensor_split(count), self.own_labels.tensor_split(count), strict=True))
 
     @torch.no_grad()
     def synthetic_means(self, synthetic: SyntheticDataset, drawn: Transform) -> Tensor:
@@ -166,12 +171,7 @@ class DistributionMatching(Objective):
     def match(self, synthetic: SyntheticDataset, drawn: Transform, target: Tensor) -> Tensor:
         """Add the gradient towards the class means ``target`` (K, D) to what is stored; the loss."""
         loss = target.new_zeros(())
-        for index in _groups(synthetic.labels, self.chunk, self.own):
-            weights = one_hot(synthetic.labels[index], self.classes).float()
-            count = weights.sum(0)
-            weights = weights / count.clamp(min=1)
-            size = self.chunk or len(index)
-            pieces = list(zip(index.split(size), weights.split(size), strict=True))
+        for pieces, present in self._groups(synthetic.labels):
             mean = None
             if len(pieces) > 1:
                 with torch.no_grad():
@@ -184,8 +184,15 @@ class DistributionMatching(Objective):
                 difference = (w.T @ features.detach() if mean is None else mean) - target
                 (gradient,) = torch.autograd.grad(features, images, 2 * w @ difference)
                 synthetic.backward(piece, gradient)
-            loss += difference[count > 0].square().sum()
+            loss += (difference.square().sum(1) * present).sum()
         return loss
+
+    def _groups(self, labels: Tensor) -> list[Group]:
+        """The groups of a set, made once for as long as its labels stay: making them waits for a GPU."""
+        if self._dealt is None or self._dealt[0] is not labels or self._dealt[1] != labels._version:
+            groups = [_group(labels, index, self.classes, self.chunk) for index in _dealt(labels, self.chunk, self.own)]
+            self._dealt = labels, labels._version, groups
+        return self._dealt[2]
 
     def _seen(self, images: Tensor, labels: Tensor, drawn: Transform) -> Tensor:
         return self._features(images, *drawn.parameters(labels))
@@ -202,7 +209,16 @@ def _augmented_features(network: Network, compute: Compute) -> Callable[..., Ten
     return features
 
 
-def _groups(labels: Tensor, chunk: int | None, own: list[int]) -> list[Tensor]:
+def _group(labels: Tensor, index: Tensor, classes: int, chunk: int | None) -> Group:
+    """The group of the images at ``index``."""
+    weights = one_hot(labels[index], classes).float()
+    count = weights.sum(0)
+    weights = weights / count.clamp(min=1)
+    size = chunk or len(index)
+    return list(zip(index.split(size), weights.split(size), strict=True)), (count > 0).float()
+
+
+def _dealt(labels: Tensor, chunk: int | None, own: list[int]) -> list[Tensor]:
     """Indices of images of the classes ``own``, by groups of whole classes of at most ``chunk`` images, or of one."""
     order = labels.argsort(stable=True)
     if chunk is None:

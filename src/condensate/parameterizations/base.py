@@ -86,9 +86,9 @@ class Parameterization(nn.Module, ABC):
 
     def subset(self, index: Tensor) -> Self:
         """A storage of the same kind with the images at ``index`` (k,) alone; stored tensors have a row an image."""
-        dtype = next((parameter.dtype for parameter in self.parameters()), None)
-        chosen = type(self)(len(index), self.shape, **self.options()).to(index.device, dtype)
-        chosen.restore_({name: tensor[index] for name, tensor in self.stored().items()})
+        with torch.device("meta"):  # nothing is allocated, and nothing copied to a GPU, but the rows themselves
+            chosen = type(self)(len(index), self.shape, **self.options())
+        chosen.load_state_dict({name: tensor[index] for name, tensor in self.stored().items()}, assign=True)
         return chosen
 
     @classmethod

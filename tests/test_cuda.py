@@ -1,0 +1,66 @@
+"""Every method on a GPU, compiled and not: the whole way from data to scores, stopped and gone on with."""
+
+import io
+import math
+import time
+
+import pytest
+import torch
+from rich.console import Console
+
+from condensate import load, runs
+from condensate.console import Display
+from condensate.recipe import Values
+from condensate.sessions import OutOfTime, Session
+from condensate.sheets import resolve
+from condensate.tables import Cell, Place, Profile, finished, read, run_cell
+
+pytestmark = [pytest.mark.cuda, pytest.mark.filterwarnings("default")]  # the compiler warns of TF32, among others
+
+TINY: Values = {
+    "network": {"width": 16, "depth": 2},
+    "condense": {"episodes": 3, "checkpoint": 1},
+    "evaluate": {"repeats": 3, "epochs": 4, "epochs_full": 1, "together": 3},
+    "compare": [],
+}
+METHODS: dict[str, Values] = {
+    "digits-lodm": {"objective": {"batch_real": 16}},
+    "digits-dm": {"objective": {"batch_real": 16}},
+    "digits-lodc": {"objective": {"batch_real": 16, "outer_loop": 2, "inner_loop": 1}},
+    "digits-lodsa": {"objective": {"batch_real": 16, "outer_loop": 2, "inner_loop": 1}},
+    "digits-lomtt": {"objective": {"syn_steps": 3, "max_start_epoch": 2}, "experts": {"count": 2}},
+}
+
+
+def session() -> Session:
+    return Session(torch.device("cuda"), Display(Console(file=io.StringIO())), TINY)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("compute", [{"compile": "never"}, {"compile": "always", "precision": "bfloat16"}], ids=str)
+def test_run__a_method_on_a_gpu__condenses_and_scores(tmp_path, monkeypatch, name, compute):
+    monkeypatch.setenv("CONDENSATE_CACHE", str(tmp_path / "cache"))
+    recipe = resolve(name, TINY).with_values(**METHODS[name], compute=compute)
+    recipe = recipe.with_values(evaluate={"compile": compute["compile"]})
+    started = runs.prepare(recipe.with_values(condense={"episodes": 0}), session()).at(tmp_path / "start", 0)
+    started.run()
+    result = runs.prepare(recipe, session()).at(tmp_path / "run", 0).run()[name]
+    first, last = (load(tmp_path / folder).images() for folder in ("start", "run"))
+    assert last.isfinite().all()
+    assert not torch.equal(first, last)
+    assert len(result["evaluation"][0]["accuracies"]) == 3
+    assert all(math.isfinite(accuracy) for accuracy in result["evaluation"][0]["accuracies"])
+    assert result["peak_bytes"] > 0
+
+
+def test_run_cell__stopped_after_every_look__goes_on_to_the_end(tmp_path):
+    cell = Cell(Profile("tiny", "tiny", fraction=0.1, changes=TINY | {"condense": {}}), "digits-lodm")
+    place = Place(tmp_path, "cuda", 1)
+    for _ in range(200):
+        try:
+            run_cell(cell, place, until=time.monotonic())
+            break
+        except OutOfTime:
+            pass
+    assert finished(tmp_path, cell)
+    assert read(tmp_path, cell)["device"] == torch.cuda.get_device_name()
