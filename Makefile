@@ -9,8 +9,8 @@ READY := $(VENV)/.ready
 demo: $(READY)  ## condense the bundled digits, compare, and show the table (about a minute)
 	$(BIN)/condensate run digits-lodm
 
-test: $(READY)  ## the fast tests
-	$(BIN)/python -m pytest
+test: $(READY)  ## the fast tests, two at a time
+	$(BIN)/python -m pytest -n 2
 
 test-slow: $(READY)  ## the long tests: learning on real data, compiled programs
 	$(BIN)/python -m pytest -m slow
@@ -19,7 +19,7 @@ check: $(READY)  ## format, lint, types, fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 format: $(READY)
 	$(BIN)/ruff format .
