@@ -189,18 +189,24 @@ def reuse(
 ) -> None:
     """Let an objective share what depends on the real images alone with other runs, through the cache."""
     about = environment(data.train.device)
-    kind = {
+    kind = _seen(recipe, data, outputs) | {
+        "streams": [streams.seed, *streams.prefix],
+        "compute": [compute.compiled, str(compute.precision), compute.chunk],
+        "made": [about["device"], about["machine"], about["versions"]],  # which decide the last bits
+    }
+    matching.reuse(cache_folder() / "features", kind)
+
+
+def _seen(recipe: Recipe, data: ImageData, outputs: int | None) -> Values:
+    """What real images a network sees, and which network, plain JSON."""
+    return {
         "data": data.fingerprint,
         "preprocessing": data.preprocessing,
         "shape": data.shape,
         "classes": outputs or len(data.classes),
         "network": recipe["network"],
         "augment": recipe["augment"],
-        "streams": [streams.seed, *streams.prefix],
-        "compute": [compute.compiled, str(compute.precision), compute.chunk],
-        "made": [about["device"], about["machine"], about["versions"]],  # which decide the last bits
     }
-    matching.reuse(cache_folder() / "features", kind)
 
 
 def experts(recipe: Recipe, data: ImageData, outputs: int | None = None) -> Store:
@@ -214,15 +220,7 @@ def experts(recipe: Recipe, data: ImageData, outputs: int | None = None) -> Stor
         raise UserError(f"{recipe.name} matches no expert trajectories; its objective is {window['name']}, not mtt")
     epochs = options.epochs or last_epoch(window["max_start_epoch"], window["expert_epochs"])
     check_window(window["max_start_epoch"], window["expert_epochs"], epochs)
-    kind = {
-        "data": data.fingerprint,
-        "preprocessing": data.preprocessing,
-        "shape": data.shape,
-        "classes": outputs or len(data.classes),
-        "network": recipe["network"],
-        "augment": recipe["augment"],
-        "training": options.training(),
-    }
+    kind = _seen(recipe, data, outputs) | {"training": options.training()}
     root = cache_folder() / "experts" if options.store is None else Path(options.store).expanduser()
     return Store(root, kind, options.count, epochs, _experts_command(recipe))
 
