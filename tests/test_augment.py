@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from condensate.augment import OPS, Augment, Transform, transform
+from condensate.classic import ClassicAugment
 from condensate.errors import UserError
 
 SIZES = [(8, 8), (7, 10), (12, 6)]
@@ -360,6 +361,27 @@ def test_images__that_were_not_drawn_for_are_refused() -> None:
         drawn(torch.zeros(4, 3, 8, 9))
     with pytest.raises(ValueError, match=r"got \(5, 3, 8, 8\)"):
         drawn(torch.zeros(5, 3, 8, 8))
+
+
+@pytest.mark.parametrize("shared_op", [False, True])
+def test_draw_each__what_every_generator_draws_alone_one_after_another(shared_op: bool) -> None:
+    def generators() -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(seed) for seed in (3, 1, 2)]
+
+    augment, apart, together = Augment(), generators(), generators()
+    wanted = [augment.draw(own, 5, (8, 12), shared_op=shared_op) for own in apart]
+    found = augment.draw_each(together, 5, (8, 12), shared_op=shared_op)
+    for part, parts in zip(found.parameters(), zip(*(one.parameters() for one in wanted), strict=True), strict=True):
+        assert torch.equal(part, torch.cat(parts))
+    assert all(torch.equal(a.get_state(), b.get_state()) for a, b in zip(apart, together, strict=True))
+
+
+@pytest.mark.parametrize("augment", [Augment(), ClassicAugment(("crop", "scale", "rotate", "noise"))], ids=str)
+def test_unpaired__of_several_generators__each_its_own_batch(augment: Augment | ClassicAugment) -> None:
+    images = torch.rand(12, 3, 8, 12, generator=torch.Generator().manual_seed(0))
+    together = augment.unpaired(images, *(torch.Generator().manual_seed(seed) for seed in (5, 6, 7)))
+    for part, seen, seed in zip(images.split(4), together.split(4), (5, 6, 7), strict=True):
+        torch.testing.assert_close(seen, augment.unpaired(part, torch.Generator().manual_seed(seed)))
 
 
 @pytest.mark.cuda

@@ -166,32 +166,38 @@ class Augment:
             size: (H, W) of the images.
             shared_op: Whether all sets get the same operator, each with its own strength.
         """
+        return self.draw_each([generator], sets, size, shared_op=shared_op)
+
+    def draw_each(
+        self, generators: Sequence[torch.Generator], sets: int, size: tuple[int, int], *, shared_op: bool = False
+    ) -> Transform:
+        """What ``draw`` gives for every generator, one after another: ``sets`` for each.
+
+        On a GPU this takes little longer for many generators than for one.
+        """
+        drawn = [self._drawn(generator, sets, size, shared_op) for generator in generators]
+        operator, strengths, whole = (torch.cat(parts, -1) if len(parts) > 1 else parts[0] for parts in zip(*drawn))
         height, width = size
-        device = generator.device
-
-        def uniform(low: float, high: float) -> Tensor:
-            return torch.rand(sets, generator=generator, device=device) * (high - low) + low
-
-        def integer(low: int, high: int, count: int = sets) -> Tensor:
-            return torch.randint(low, high + 1, (count,), generator=generator, device=device)
-
-        operator = integer(0, max(len(self.ops) - 1, 0), 1 if shared_op else sets)
 
         def on(op: str, drawn: Tensor, neutral: float) -> Tensor:
             return torch.where(operator == (self.ops.index(op) if op in self.ops else -1), drawn, neutral)
 
-        brightness = on("color", uniform(-self.brightness / 2, self.brightness / 2), 0.0)
-        saturation = on("color", uniform(0.0, self.saturation), 1.0)
-        contrast = on("color", uniform(self.contrast, self.contrast + 1), 1.0)
-        angle = on("rotate", uniform(-math.radians(self.rotate), math.radians(self.rotate)), 0.0)
-        mirror = on("flip", torch.where(uniform(0.0, 1.0) < self.flip, -1.0, 1.0), 1.0)
-        scale_x = on("scale", uniform(1 / self.scale, self.scale), 1.0) * mirror
-        scale_y = on("scale", uniform(1 / self.scale, self.scale), 1.0)
+        def within(low: float, high: float, share: Tensor) -> Tensor:
+            return share * (high - low) + low
+
+        bright, saturated, contrasted, turned, flipped, wide, high = strengths
+        brightness = on("color", within(-self.brightness / 2, self.brightness / 2, bright), 0.0)
+        saturation = on("color", within(0.0, self.saturation, saturated), 1.0)
+        contrast = on("color", within(self.contrast, self.contrast + 1, contrasted), 1.0)
+        angle = on("rotate", within(-math.radians(self.rotate), math.radians(self.rotate), turned), 0.0)
+        mirror = on("flip", torch.where(flipped < self.flip, -1.0, 1.0), 1.0)
+        scale_x = on("scale", within(1 / self.scale, self.scale, wide), 1.0) * mirror
+        scale_y = on("scale", within(1 / self.scale, self.scale, high), 1.0)
         shifts, bounds = [], []
-        for side in (height, width):
-            reach, hole = math.floor(self.crop * side + 0.5), math.floor(self.cutout * side + 0.5)
-            shifts.append(on("crop", integer(-reach, reach), 0))
-            first = integer(0, side - hole % 2) - hole // 2
+        for side, (shift, centre) in zip(size, whole.unflatten(0, (2, 2))):
+            hole = self._hole(side)
+            shifts.append(on("crop", shift, 0))
+            first = centre - hole // 2
             bounds += [on("cutout", first.clamp(min=0), 0), on("cutout", (first + hole).clamp(max=side), 0)]
         down, right = shifts
 
@@ -200,6 +206,29 @@ class Augment:
         theta, color = torch.stack((from_x, from_y), 1), torch.stack((brightness, saturation, contrast), 1)
         return Transform(theta, color, torch.stack(bounds, 1), (height, width), identity=not self.ops)
 
-    def unpaired(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """The images, drawn for anew as networks are trained, with one operator a batch: (n, C, H, W) as they came."""
-        return self.draw(generator, len(images), (images.shape[2], images.shape[3]), shared_op=True)(images)
+    def _drawn(
+        self, generator: torch.Generator, sets: int, size: tuple[int, int], shared_op: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Operators (sets,), strengths (7, sets) from 0 to 1, and for each side a shift and a centre, (4, sets)."""
+
+        def integer(low: int, high: int, count: int = sets) -> Tensor:
+            return torch.randint(low, high + 1, (count,), generator=generator, device=generator.device)
+
+        operator = integer(0, max(len(self.ops) - 1, 0), 1 if shared_op else sets).expand(sets)
+        strengths = torch.rand(7, sets, generator=generator, device=generator.device)
+        whole = []
+        for side in size:
+            reach = math.floor(self.crop * side + 0.5)
+            whole += [integer(-reach, reach), integer(0, side - self._hole(side) % 2)]
+        return operator, strengths, torch.stack(whole)
+
+    def _hole(self, side: int) -> int:
+        return math.floor(self.cutout * side + 0.5)
+
+    def unpaired(self, images: Tensor, *generators: torch.Generator) -> Tensor:
+        """The images, drawn for anew as networks are trained, with one operator a batch: (n, C, H, W) as they came.
+
+        Of several generators each draws for its own batch, an equal part of the images, in their order.
+        """
+        size, each = (images.shape[2], images.shape[3]), len(images) // len(generators)
+        return self.draw_each(generators, each, size, shared_op=True)(images)

@@ -151,7 +151,11 @@ class ClassicAugment:
             identity=not self.ops,
         )
 
-    def unpaired(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """The images, drawn for anew: (n, C, H, W) -> (n, C, H, W)."""
+    def unpaired(self, images: Tensor, *generators: torch.Generator) -> Tensor:
+        """The images, drawn for anew: (n, C, H, W) -> (n, C, H, W).
+
+        Of several generators each draws for its own batch, an equal part of the images, in their order.
+        """
         channels, height, width = images.shape[1:]
-        return self.draw(generator, len(images), (channels, height, width))(images)
+        parts = zip(images.split(len(images) // len(generators)), generators, strict=True)
+        return torch.cat([self.draw(own, len(part), (channels, height, width))(part) for part, own in parts])

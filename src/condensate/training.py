@@ -49,8 +49,8 @@ class Augmentation(Protocol):
     def ops(self) -> Sequence[str]:
         """Its operators."""
 
-    def unpaired(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """The images of a batch, drawn for anew: (n, C, H, W) -> (n, C, H, W)."""
+    def unpaired(self, images: Tensor, *generators: torch.Generator) -> Tensor:
+        """The images of a batch a generator, in equal parts, drawn for anew: (n, C, H, W) -> (n, C, H, W)."""
 
 
 class Bookmark(Protocol):
@@ -186,7 +186,8 @@ def fit(
         for index in batches:
             images, labels = examples.images(index), examples.labels[index]
             if replay is None:
-                value = loss(_augmented(images, augment, generators).detach(), labels.detach())
+                seen = augment.unpaired(images, *generators) if augment else images
+                value = loss(seen.detach(), labels.detach())
             else:
                 value = _rehearsed(network, images, labels, replay, augment, generators[0])
             (value * len(generators)).backward()  # the mean over all networks' images: each has its own mean
@@ -246,14 +247,6 @@ def mean_loss(network: Network | Together, compute: Compute | None = None) -> Ca
     return compute.program(loss)
 
 
-def _augmented(images: Tensor, augment: Augmentation | None, generators: Sequence[torch.Generator]) -> Tensor:
-    """The images of every network, in the order of the generators, changed as drawn by its own."""
-    if not augment:
-        return images
-    parts = images.split(len(images) // len(generators))
-    return torch.cat([augment.unpaired(part, own) for part, own in zip(parts, generators, strict=True)])
-
-
 def _rehearsed(
     network: Network | Together,
     images: Tensor,
@@ -264,7 +257,8 @@ def _rehearsed(
 ) -> Tensor:
     """The mean of the losses on new images and on as many remembered ones."""
     drawn = torch.randint(len(replay), (len(images),), generator=generator, device=generator.device)
-    both = _augmented(torch.cat([images, replay.images(drawn)]), augment, [generator])
+    both = torch.cat([images, replay.images(drawn)])
+    both = augment.unpaired(both, generator) if augment else both
     scores, wanted = network(both.detach()).split(len(images)), (labels, replay.labels[drawn])
     return torch.stack([cross_entropy(s, w.detach()) for s, w in zip(scores, wanted, strict=True)]).mean()
 
