@@ -171,10 +171,7 @@ class Augment:
     def draw_each(
         self, generators: Sequence[torch.Generator], sets: int, size: tuple[int, int], *, shared_op: bool = False
     ) -> Transform:
-        """What ``draw`` gives for every generator, one after another: ``sets`` for each.
-
-        On a GPU this takes little longer for many generators than for one.
-        """
+        """What ``draw`` gives for every generator, one after another: ``sets`` for each, computed together."""
         drawn = [self._drawn(generator, sets, size, shared_op) for generator in generators]
         operator, strengths, whole = (torch.cat(parts, -1) if len(parts) > 1 else parts[0] for parts in zip(*drawn))
         height, width = size

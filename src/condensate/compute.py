@@ -31,13 +31,11 @@ class Compute:
         compiled: Whether its programs go through ``torch.compile``.
         precision: Of what carries no gradient to the pixels (the features or parameter gradients of real images).
         chunk: Images that go through a network at once; activation memory is that of one chunk.
-        reuse: Whether what depends on the real images alone is shared with other runs.
     """
 
     compiled: bool = False
     precision: torch.dtype = torch.float32
     chunk: int = CHUNK
-    reuse: bool = False
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -92,7 +90,7 @@ class ComputeOptions:
         precision = PRECISIONS.get(self.precision)
         if precision is None:
             precision = torch.bfloat16 if has_bfloat16(device) else torch.float32
-        return Compute(compiled, precision, chunk, self.reuse)
+        return Compute(compiled, precision, chunk)
 
     def why(self, device: torch.device, operations: float) -> str | None:
         """What auto decides about compiling and why, in words; None where the user decided."""

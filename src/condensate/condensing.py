@@ -95,7 +95,7 @@ class Condensation:
         if recipe.experts is not None:
             recipe = self.make_experts(recipe)
         objective = assemble.objective(recipe, self.data, compute, self.streams, self.outputs, self.session.ranks)
-        if compute.reuse:
+        if recipe["compute"]["reuse"]:
             assemble.reuse(objective, recipe, self.data, compute, self.streams, self.outputs)
         start, velocity = self.restore(synthetic)
         self.say_who_waits(len(synthetic))

@@ -155,6 +155,42 @@ def test_restore__refuses_tensors_of_another_shape_or_name(
 
 
 @every_case
+def test_subset__is_these_images_alone(storage: type[Parameterization], shape: Shape, options: dict[str, Any]):
+    stored, index = filled(storage, shape, options), torch.tensor([4, 0, 4])
+    some = stored.subset(index)
+    assert type(some) is storage
+    assert (len(some), some.shape, some.options()) == (3, shape, stored.options())
+    assert torch.equal(everything(some), everything(stored)[index])
+    before = everything(stored).clone()
+    some.reset_(seeded(1))
+    assert torch.equal(everything(stored), before)  # nothing is shared
+
+
+class Scaled(Pixels):
+    """A storage as a user may write one: what it decodes with is made anew, and it writes half precision."""
+
+    def __init__(self, n: int, shape: Shape) -> None:
+        super().__init__(n, shape)
+        self.register_buffer("scale", torch.tensor([2.0]), persistent=False)
+
+    def decode(self, index: Tensor) -> Tensor:
+        return super().decode(index) * self.scale
+
+    def stored(self) -> dict[str, Tensor]:
+        return {name: tensor.half() for name, tensor in super().stored().items()}
+
+    def restore_(self, tensors: dict[str, Tensor]) -> None:
+        super().restore_({name: tensor.float() for name, tensor in tensors.items()})
+
+
+def test_subset__of_a_storage_with_constants_and_a_format_of_its_own():
+    stored, index = filled(Scaled, (1, 4, 4), {}), torch.tensor([1, 3])
+    some = stored.subset(index)
+    assert all(parameter.dtype == torch.float32 for parameter in some.parameters())
+    assert torch.equal(everything(some), 2 * stored.pixels[index].half().float())
+
+
+@every_case
 def test_save_and_load__give_the_same_storage(
     storage: type[Parameterization], shape: Shape, options: dict[str, Any], tmp_path: Path
 ):

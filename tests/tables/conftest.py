@@ -34,6 +34,7 @@ def put(tmp_path):
             "experts_seconds": 0.0,
             "peak_bytes": 2**20,
             "compute": recipe["compute"],
+            "values": recipe.values,
         }
         file = tmp_path / cell.path / "result.json"
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -141,6 +141,14 @@ def test_markdown__cost__not_of_runs_that_took_features_from_others(put):
     assert lines(markdown(tables()["cost"], results))[f"twentieth: {cell.recipe}"][:2] == ["2", "2 min"]
 
 
+@pytest.mark.parametrize(
+    "cell", [Cell(TWENTIETH, "cifar10-lodsa-ipc1"), Cell(TWENTIETH, "cifar10-dm-ipc1", row="random")]
+)
+def test_markdown__cost__of_runs_that_would_have_but_had_nothing_to_take(put, cell):
+    results = put(cell, [0.4] * 3, compute={"reuse": True}, seconds=240.0)
+    assert lines(markdown(tables()["cost"], results))[f"twentieth: {cell.name}"][:2] == ["1", "4 min"]
+
+
 def test_insert__keeps_the_rest_and_refuses_half_a_marker(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- table: cifar10-twentieth -->\nold\n<!-- end of table -->\nafter\n")

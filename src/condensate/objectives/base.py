@@ -35,10 +35,12 @@ class Objective(ABC):
     The last positional one says which of several processes this is: an objective adds and yields its own share alone,
     scaled so that the shares of all add up to the whole.
     One that is ``private`` sees real images under noise that nobody can draw again: there, no episode repeats.
+    One that ``keeps`` can share what depends on the real images alone with other runs, see ``reuse``.
     """
 
     matches_experts: ClassVar[bool] = False
     private: ClassVar[bool] = False
+    keeps: ClassVar[bool] = False
 
     @abstractmethod
     def episode(self, synthetic: SyntheticDataset, number: int) -> Iterator[Tensor]:
@@ -48,7 +50,7 @@ class Objective(ABC):
         """
 
     def reuse(self, folder: Path, kind: dict[str, Any]) -> None:  # noqa: B027 (most have nothing to keep)
-        """Share through ``folder`` what does not depend on the synthetic set; most have nothing of that sort.
+        """Share through ``folder`` what depends on the real images alone; one that keeps nothing ignores it.
 
         Args:
             folder: Of files that any run may write.

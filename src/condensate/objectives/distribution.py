@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -56,6 +56,8 @@ class DistributionMatching(Objective):
             of an episode's work, serve all of them.
     """
 
+    keeps: ClassVar[bool] = True
+
     def __init__(
         self,
         real: Split,
@@ -90,7 +92,7 @@ class DistributionMatching(Objective):
         self._low_features = compute.program(_augmented_features(self.low, compute))
         self.own_labels = real.labels.new_tensor(self.own).repeat_interleave(batch_real)
         self.kept: KeptMeans | None = None
-        self._dealt: tuple[Tensor, int, list[Group]] | None = None
+        self._grouped: tuple[Tensor, int, list[Group]] | None = None
 
     @classmethod
     def planned(cls, classes: int, images: int, **options: Any) -> Work:
@@ -189,10 +191,11 @@ class DistributionMatching(Objective):
 
     def _groups(self, labels: Tensor) -> list[Group]:
         """The groups of a set, made once for as long as its labels stay: making them waits for a GPU."""
-        if self._dealt is None or self._dealt[0] is not labels or self._dealt[1] != labels._version:
-            groups = [_group(labels, index, self.classes, self.chunk) for index in _dealt(labels, self.chunk, self.own)]
-            self._dealt = labels, labels._version, groups
-        return self._dealt[2]
+        if self._grouped is None or self._grouped[0] is not labels or self._grouped[1] != labels._version:
+            parts = _whole_classes(labels, self.chunk, self.own)
+            groups = [_group(labels, index, self.classes, self.chunk) for index in parts]
+            self._grouped = labels, labels._version, groups
+        return self._grouped[2]
 
     def _seen(self, images: Tensor, labels: Tensor, drawn: Transform) -> Tensor:
         return self._features(images, *drawn.parameters(labels))
@@ -218,7 +221,7 @@ def _group(labels: Tensor, index: Tensor, classes: int, chunk: int | None) -> Gr
     return list(zip(index.split(size), weights.split(size), strict=True)), (count > 0).float()
 
 
-def _dealt(labels: Tensor, chunk: int | None, own: list[int]) -> list[Tensor]:
+def _whole_classes(labels: Tensor, chunk: int | None, own: list[int]) -> list[Tensor]:
     """Indices of images of the classes ``own``, by groups of whole classes of at most ``chunk`` images, or of one."""
     order = labels.argsort(stable=True)
     if chunk is None:

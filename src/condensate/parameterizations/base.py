@@ -86,9 +86,10 @@ class Parameterization(nn.Module, ABC):
 
     def subset(self, index: Tensor) -> Self:
         """A storage of the same kind with the images at ``index`` (k,) alone; stored tensors have a row an image."""
-        with torch.device("meta"):  # nothing is allocated, and nothing copied to a GPU, but the rows themselves
-            chosen = type(self)(len(index), self.shape, **self.options())
-        chosen.load_state_dict({name: tensor[index] for name, tensor in self.stored().items()}, assign=True)
+        dtype = next((parameter.dtype for parameter in self.parameters()), None)
+        with index.device:  # made there: nothing is sent to a GPU
+            chosen = type(self)(len(index), self.shape, **self.options()).to(dtype)
+        chosen.restore_({name: tensor[index] for name, tensor in self.stored().items()})
         return chosen
 
     @classmethod

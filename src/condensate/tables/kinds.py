@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from condensate.console import duration, percent, size
+from condensate.objectives import OBJECTIVES
 from condensate.recipe import Values
 from condensate.records import read_json
 from condensate.rows import FULL
@@ -184,10 +185,17 @@ def _paid(runs: Sequence[Values]) -> tuple[str, ...]:
     def over(key: str, runs: Sequence[Values] = runs) -> float:
         return sum(float(run.get(key) or 0) for run in runs) / len(runs)
 
-    own = [run for run in runs if not run["compute"].get("reuse")]
+    own = [run for run in runs if not _shares(run)]
     seconds = duration(over("seconds", own)) if own else ""
     experts = duration(over("experts_seconds")) if over("experts_seconds") else ""
     return seconds, experts, size(over("peak_bytes")), ", ".join(sorted({_machine(r) for r in runs}))
+
+
+def _shares(run: Values) -> bool:
+    """Whether the run may have taken real features from others, so that its time is of less than its work."""
+    values = run["values"]
+    shares = run["compute"].get("reuse") and OBJECTIVES[values["objective"]["name"]].keeps
+    return bool(shares and values["condense"]["episodes"])
 
 
 def _machine(run: Values) -> str:
