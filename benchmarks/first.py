@@ -18,7 +18,8 @@ def ours(folder: str, device: str) -> object:
     """The recipe, the decoded images from the cache, the set and its objective."""
     import torch
 
-    from condensate.assemble import compute, image_data, objective, settle_compute, start
+    from condensate.assemble import image_data, objective, start
+    from condensate.settling import compute, settle_compute
     from condensate.sheets import resolve
     from condensate.streams import Streams
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.measure import give_memory_back, resident
-from condensate import assemble
+from condensate import assemble, settling
 from condensate.evaluation import train_networks
 from condensate.experts import Parameters
 from condensate.planning import plan
@@ -59,7 +59,7 @@ def check(name: str, device: torch.device) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats(device)
     give_memory_back()
     before = resident("VmRSS")
-    recipe = assemble.settle_compute(recipe, shape, classes, expected.images_per_class * classes, device)
+    recipe = settling.settle_compute(recipe, shape, classes, expected.images_per_class * classes, device)
     synthetic = assemble.start(recipe, data, streams)
     matching = _matching(recipe, data, streams, device)
     optimizer = torch.optim.SGD(synthetic.parameterization.parameters(), 1e-6, 0.5)
@@ -73,12 +73,12 @@ def check(name: str, device: torch.device) -> dict[str, Any]:
         _wait(device)
         taken.append(time.perf_counter() - began)
     epochs = 1 if long else 20
-    settled = assemble.settle_training(recipe, shape, classes, len(synthetic), device)
+    settled = settling.settle_training(recipe, shape, classes, len(synthetic), device)
     together = settled.evaluate.together or 1
     networks = train_networks(
         synthetic, classes, streams, network=recipe["network"]["name"], network_options=recipe.options("network"),
         repeats=(1 if long else 2) * together, epochs=epochs, augment=assemble.training_augment(recipe),
-        **assemble.training_way(settled),
+        **settling.training_way(settled),
     )  # fmt: skip
     if not long:
         for _ in range(together):  # warms up
@@ -120,7 +120,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _matching(recipe: Recipe, data: Any, streams: Streams, device: torch.device) -> Any:
-    compute = assemble.compute(recipe, device)
+    compute = settling.compute(recipe, device)
     if recipe.experts is None:
         return assemble.objective(recipe, data, compute, streams)
     from condensate.augment import Augment

@@ -35,8 +35,8 @@ from condensate import (
     load,
     load_data,
 )
-from condensate.assemble import forward_operations
 from condensate.compute import ComputeOptions, can_compile, has_bfloat16
+from condensate.networks import forward_operations
 from condensate.training import Held, Together, mean_loss
 
 Shape = tuple[int, int, int]

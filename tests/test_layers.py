@@ -22,6 +22,7 @@ LAYERS = [
     {"sheets"},
     {"records"},
     {"assemble"},
+    {"settling"},
     {"pictures", "figures", "console"},
     {"scoring", "planning", "sessions"},
     {"condensing"},

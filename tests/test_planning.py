@@ -5,6 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from condensate import Streams, assemble, build_network, planning
+from condensate.networks import forward_operations
 from condensate.sheets import resolve
 
 
@@ -23,7 +24,7 @@ def test_forward_operations__are_those_pytorch_counts(name):
     network = build_network(name, (3, 32, 32), 10, Streams(0)("net"))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network.eval()(torch.zeros(1, 3, 32, 32))
-    assert assemble.forward_operations(network.train(), (3, 32, 32)) == counter.get_total_flops()
+    assert forward_operations(network.train(), (3, 32, 32)) == counter.get_total_flops()
     assert network.training
 
 

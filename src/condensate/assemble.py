@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import one_hot
 
 from condensate import __version__
 from condensate.atomic import in_turn
 from condensate.augment import Augment
 from condensate.classic import ClassicAugment
-from condensate.compute import PRECISIONS, Compute, ComputeOptions
+from condensate.compute import Compute, ComputeOptions
 from condensate.coresets import embed
 from condensate.data import ImageData, Split, from_arrays, load
 from condensate.data.cache import folder as cache_folder
 from condensate.errors import UserError, unknown
 from condensate.experts import Parameters, Store, trajectory
-from condensate.networks import LISTS, NETWORKS, VARIANTS, Network, build
+from condensate.networks import LISTS, NETWORKS, VARIANTS, Network, build, forward_operations
 from condensate.objectives import OBJECTIVES, Objective
 from condensate.objectives.trajectory import check_window, last_epoch
 from condensate.parameterizations import FLOAT_BITS, PARAMETERIZATIONS, Shape, capacity
@@ -43,9 +43,6 @@ BASELINES: dict[str, dict[str, Any]] = {
     "herding": {"parameterization": {"name": "pixels"}, "start": {"name": "herding"}},
     "k-centre": {"parameterization": {"name": "pixels"}, "start": {"name": "k-centre"}},
 }
-
-TRAINING_BATCH = 256  # images a step of a network that scores, as published
-FILLS_A_GPU = 4096  # images a step of all networks that are trained together there
 
 
 def image_data(recipe: Recipe, device: torch.device, ranks: Ranks = ALONE) -> ImageData:
@@ -268,85 +265,6 @@ def make_experts(
 
     store.make(train, after, first)
     return store
-
-
-def settle_compute(recipe: Recipe, shape: Shape, classes: int, images: int, device: torch.device) -> Recipe:
-    """The recipe with ``compute`` settled, so that a resumed run does not choose anew."""
-    work = condensing_operations(recipe, shape, classes, images)
-    resolved = ComputeOptions(**recipe["compute"]).resolve(device, work, shape[1] * shape[2])
-    return recipe.with_values(compute={**_settled(resolved), "chunk": resolved.chunk})
-
-
-def why_compiled(recipe: Recipe, shape: Shape, classes: int, images: int, device: torch.device) -> str | None:
-    """What ``settle_compute`` chooses and why, in words; None where the recipe says it."""
-    work = condensing_operations(recipe, shape, classes, images)
-    return ComputeOptions(**recipe["compute"]).why(device, work)
-
-
-def _settled(resolved: Compute) -> Values:
-    name = {torch.float32: "float32", torch.bfloat16: "bfloat16"}[resolved.precision]
-    return {"compile": "always" if resolved.compiled else "never", "precision": name}
-
-
-@torch.no_grad()
-def forward_operations(network: Network, shape: Shape) -> float:
-    """Floating-point operations of one image's way through the convolutions and linear layers of a network.
-
-    PyTorch's own counter agrees, but takes a second to be imported.
-    """
-    counted: list[float] = []
-
-    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
-        counted.append(2.0 * output[0].numel() * layer.weight[0].numel())
-
-    layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    hooks = [layer.register_forward_hook(count) for layer in layers]
-    mode, dtype = network.training, next(network.parameters()).dtype
-    network.eval()(torch.zeros(1, *shape, device=next(network.parameters()).device, dtype=dtype))
-    network.train(mode)
-    for hook in hooks:
-        hook.remove()
-    return sum(counted)
-
-
-def condensing_operations(recipe: Recipe, shape: Shape, classes: int, images: int) -> float:
-    """Floating-point operations of all episodes."""
-    matching = OBJECTIVES[recipe["objective"]["name"]]
-    work = matching.planned(classes, images, **recipe.options("objective"))
-    own = NETWORKS[recipe["network"]["name"]](shape, classes, **recipe.options("network"))
-    return forward_operations(own, shape) * (work.features + 3 * work.gradients) * recipe.condense.episodes
-
-
-def settle_training(
-    recipe: Recipe, shape: Shape, classes: int, images: int, device: torch.device, *, full: bool = False
-) -> Recipe:
-    """The recipe with what of ``evaluate`` says how networks are trained settled for so many images.
-
-    Compilation is weighed by the work of the first kind of network that scores.
-    """
-    options = recipe.evaluate
-    (_, registered, keywords), *_ = networks_of(recipe, shape, classes)
-    passes = options.repeats * (options.epochs_full if full else options.epochs) * images
-    work = 3 * passes * forward_operations(NETWORKS[registered](shape, classes, **keywords), shape)
-    resolved = ComputeOptions(options.compile, options.precision).resolve(device, work)
-    together = options.together
-    if together is None:
-        at_a_time = FILLS_A_GPU // min(images, TRAINING_BATCH)
-        together = 1 if device.type == "cpu" else min(options.repeats, max(1, at_a_time))
-    return recipe.with_values(evaluate={**_settled(resolved), "together": together})
-
-
-def training_way(recipe: Recipe) -> Values:
-    """How networks are trained, as ``train_networks`` takes it, of a recipe in which that is settled."""
-    options = recipe.evaluate
-    compute = Compute(options.compile == "always", PRECISIONS[options.precision])
-    return {"together": options.together, "compute": compute}
-
-
-def compute(recipe: Recipe, device: torch.device) -> Compute:
-    """How the objective computes."""
-    return ComputeOptions(**recipe["compute"]).resolve(device, 0.0)
 
 
 def training_augment(recipe: Recipe) -> Augmentation:

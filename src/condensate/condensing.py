@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from condensate import assemble
+from condensate import assemble, settling
 from condensate.atomic import replacing
 from condensate.data import ImageData
 from condensate.errors import UserError
@@ -91,7 +91,7 @@ class Condensation:
         synthetic = assemble.start(recipe, self.data, self.streams, self.outputs)
         if not options.episodes:
             return synthetic
-        compute = assemble.compute(recipe, device)
+        compute = settling.compute(recipe, device)
         if recipe.experts is not None:
             recipe = self.make_experts(recipe)
         objective = assemble.objective(recipe, self.data, compute, self.streams, self.outputs, self.session.ranks)

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from condensate import assemble
+from condensate import assemble, settling
 from condensate.atomic import replacing
 from condensate.compute import PRECISIONS, like_convolutions
 from condensate.data import KNOWN, ImageData, look
 from condensate.data.cache import folder as cache_folder
 from condensate.data.disk import AHEAD
 from condensate.evaluation import HELD_BYTES
-from condensate.networks import NETWORKS
+from condensate.networks import NETWORKS, forward_operations
 from condensate.objectives import OBJECTIVES
 from condensate.objectives.trajectory import last_epoch
 from condensate.parameterizations import PARAMETERIZATIONS, Shape
@@ -142,11 +142,11 @@ def _plan(recipe: Recipe, device: torch.device) -> Plan:
     images = each * classes
     storage = PARAMETERIZATIONS[recipe["parameterization"]["name"]]
     cost = storage.cost(images, shape, **recipe.options("parameterization"))
-    settled = assemble.settle_compute(recipe, shape, classes, images, device)
+    settled = settling.settle_compute(recipe, shape, classes, images, device)
     work = OBJECTIVES[recipe["objective"]["name"]].planned(classes, images, **recipe.options("objective"))
     labels = images * classes if recipe.condense.lr_labels else 0
     labels += 1 if recipe.experts is not None else 0  # the step size
-    training = assemble.settle_training(recipe, shape, classes, images, device).evaluate
+    training = settling.settle_training(recipe, shape, classes, images, device).evaluate
     at_a_time = min(256, images) * (training.together or 1)
     rates = _rates(settled, shape, classes, at_a_time, device)
     options, evaluated = recipe.condense, recipe.evaluate
@@ -205,13 +205,10 @@ def _data(recipe: Recipe) -> tuple[Shape, int, int, ImageData | None]:
 
 def _evaluated_work(recipe: Recipe, shape: Shape, classes: int) -> float:
     """Operations of one network of each kind that scores, in those of the recipe's own."""
-    own = assemble.forward_operations(
-        NETWORKS[recipe["network"]["name"]](shape, classes, **recipe.options("network")), shape
-    )
+    own = forward_operations(NETWORKS[recipe["network"]["name"]](shape, classes, **recipe.options("network")), shape)
     networks = assemble.networks_of(recipe, shape, classes)
     return sum(
-        assemble.forward_operations(NETWORKS[name](shape, classes, **options), shape) / own
-        for _, name, options in networks
+        forward_operations(NETWORKS[name](shape, classes, **options), shape) / own for _, name, options in networks
     )
 
 
@@ -231,7 +228,7 @@ def _rates(recipe: Recipe, shape: Shape, classes: int, batch: int, device: torch
 
 def _measure(recipe: Recipe, shape: Shape, classes: int, batch: int, device: torch.device) -> Rates:
     """Rates of eager programs, in those of compiled ones where the run compiles."""
-    compute = assemble.compute(recipe, device)
+    compute = settling.compute(recipe, device)
     net = assemble.network(recipe, shape, classes, Streams(0, device)("rates"))
     precision = torch.float32 if compute.compiled else compute.precision
     low = assemble.network(recipe, shape, classes, Streams(0, device)("rates")).to(precision)

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from condensate import assemble
+from condensate import assemble, settling
 from condensate.atomic import replacing
 from condensate.condensing import Condensation
 from condensate.data import ImageData
@@ -130,7 +130,7 @@ class Row:
         if not self.way.is_file():
             shape, classes = self.data.shape, len(self.data.classes)
             full, device = self.name == FULL, self.session.device
-            chosen = assemble.settle_training(self.recipe, shape, classes, images, device, full=full).evaluate
+            chosen = settling.settle_training(self.recipe, shape, classes, images, device, full=full).evaluate
             way = {"compile": chosen.compile, "precision": chosen.precision, "together": chosen.together}
             write_json(self.way, way)
         return dict(read_json(self.way))

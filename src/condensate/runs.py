@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from condensate import assemble
+from condensate import assemble, settling
 from condensate.atomic import alone_in
 from condensate.console import Display
 from condensate.data import KNOWN, ImageData
@@ -198,14 +198,14 @@ def settled(recipe: Recipe, data: ImageData, session: Session, resumed: bool) ->
     recipe = assemble.normalised(recipe, data)
     if not recipe.condense.episodes:
         return recipe
-    chosen = session.ranks.once(lambda: assemble.settle_compute(recipe, shape, classes, images, session.device))
-    why = assemble.why_compiled(recipe, shape, classes, images, session.device)
+    chosen = session.ranks.once(lambda: settling.settle_compute(recipe, shape, classes, images, session.device))
+    why = settling.why_compiled(recipe, shape, classes, images, session.device)
     if why:
         session.display.say(f"{recipe.name}: condensing is {why}")
     storage = PARAMETERIZATIONS[recipe["parameterization"]["name"]]
     if not list(storage(1, shape, **recipe.options("parameterization")).parameters()):
         raise UserError(f"{storage.__name__} holds real images and has nothing to condense; set condense.episodes 0")
-    compute = assemble.compute(chosen, session.device)
+    compute = settling.compute(chosen, session.device)
     assemble.objective(chosen, data, compute, Streams(0, session.device), ranks=session.ranks)
     assemble.guarantee(chosen, data)
     if chosen.experts is not None and not session.smoke and not resumed:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from condensate import assemble
+from condensate import assemble, settling
 from condensate.console import Display, Step
 from condensate.data import ImageData
 from condensate.evaluation import Score, evaluate
@@ -50,7 +50,7 @@ def score(
         data = data.seen_through(examples.whitening)
     networks = assemble.networks_of(recipe, data.shape, len(data.classes))
     device = examples.labels.device
-    settled = assemble.settle_training(recipe, data.shape, len(data.classes), len(examples), device, full=full)
+    settled = settling.settle_training(recipe, data.shape, len(data.classes), len(examples), device, full=full)
     for number, (name, registered, keywords) in enumerate(networks):
         key = f"{number} {name}"  # "same" and a name may stand for one network under two sets of options
         before = (done or {}).get(key, [])
@@ -77,7 +77,7 @@ def score(
                 augment=assemble.training_augment(recipe),
                 done=before,
                 after=after,
-                **assemble.training_way(settled),
+                **settling.training_way(settled),
                 ranks=ranks,
                 bookmark=mark if bookmark and ranks.world == 1 else None,
             )

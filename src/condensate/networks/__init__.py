@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from condensate.networks.base import ACTIVATIONS, NORMS, POOLINGS, Network, Shape, choose
+from condensate.networks.base import ACTIVATIONS, NORMS, POOLINGS, Network, Shape, choose, forward_operations
 from condensate.networks.convnet import ConvNet
 from condensate.networks.plain import MLP, AlexNet, LeNet
 from condensate.networks.resnet import ResNet18
@@ -56,4 +56,5 @@ __all__ = [
     "Shape",
     "ViT",
     "build",
+    "forward_operations",
 ]

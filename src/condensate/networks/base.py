@@ -105,3 +105,25 @@ def first_padding(image: Shape, usual: int) -> int:
 def _uniform_(parameter: Tensor, bound: float, generator: torch.Generator) -> None:
     # Drawn contiguously, so that the numbers do not depend on the parameter's memory format.
     parameter.copy_(torch.empty(parameter.shape, device=generator.device).uniform_(-bound, bound, generator=generator))
+
+
+@torch.no_grad()
+def forward_operations(network: Network, shape: Shape) -> float:
+    """Floating-point operations of one image's way through the convolutions and linear layers of a network.
+
+    PyTorch's own counter agrees, but takes a second to be imported.
+    """
+    counted: list[float] = []
+
+    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        counted.append(2.0 * output[0].numel() * layer.weight[0].numel())
+
+    layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    mode, dtype = network.training, next(network.parameters()).dtype
+    network.eval()(torch.zeros(1, *shape, device=next(network.parameters()).device, dtype=dtype))
+    network.train(mode)
+    for hook in hooks:
+        hook.remove()
+    return sum(counted)

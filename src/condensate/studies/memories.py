@@ -10,7 +10,7 @@ from shutil import rmtree
 import torch
 from safetensors.torch import load_file, save_file
 
-from condensate import assemble
+from condensate import assemble, settling
 from condensate.atomic import replacing
 from condensate.condensing import Condensation
 from condensate.continual import ContinualOptions, Reservoir, Stream, Union, keep_first, load_memory, save_memory
@@ -231,7 +231,7 @@ class Memory:
         registered, keywords = self.network
         shape, classes, full = self.stream.experiences[0].data.shape, len(self.stream.classes), self.name == FULL
         device = self.session.device
-        settled = assemble.settle_training(self.recipe, shape, classes, len(examples), device, full=full)
+        settled = settling.settle_training(self.recipe, shape, classes, len(examples), device, full=full)
         trained = train_networks(
             examples,
             len(self.stream.classes),
@@ -243,7 +243,7 @@ class Memory:
             lr=self.rate(parts),
             augment=assemble.training_augment(self.recipe),
             start=len(scores),
-            **assemble.training_way(settled),
+            **settling.training_way(settled),
         )
         title = f"{self.folder.parent.name} {self.name} step {step + 1}: evaluate"
         with self.session.display.work(title, options.repeats, len(scores)) as progress:

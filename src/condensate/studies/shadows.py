@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from condensate import assemble
+from condensate import assemble, settling
 from condensate.atomic import replacing
 from condensate.condensing import Condensation
 from condensate.data import ImageData, Split
@@ -92,7 +92,7 @@ class Shadow:
         options, pool = self.recipe.evaluate, self.data.train
         _, registered, keywords = assemble.networks_of(self.recipe, self.data.shape, len(self.data.classes))[0]
         device, full = self.session.device, self.row == FULL
-        settled = assemble.settle_training(
+        settled = settling.settle_training(
             self.recipe, self.data.shape, len(self.data.classes), len(examples), device, full=full
         )
         trained = train_networks(
@@ -105,7 +105,7 @@ class Shadow:
             epochs=options.epochs_full if self.row == FULL else options.epochs,
             lr=learning_rate(options.lr, examples),
             augment=assemble.training_augment(self.recipe),
-            **assemble.training_way(settled),
+            **settling.training_way(settled),
         )
         logits, right = [], []
         for network in trained:

@@ -1,0 +1,70 @@
+"""What a recipe leaves to the machine, settled: compilation, precision, and how many networks train together."""
+
+import torch
+
+from condensate.assemble import networks_of
+from condensate.compute import PRECISIONS, Compute, ComputeOptions
+from condensate.networks import NETWORKS, forward_operations
+from condensate.objectives import OBJECTIVES
+from condensate.parameterizations import Shape
+from condensate.recipe import Recipe, Values
+
+TRAINING_BATCH = 256  # images a step of a network that scores, as published
+FILLS_A_GPU = 4096  # images a step of all networks that are trained together there
+
+
+def settle_compute(recipe: Recipe, shape: Shape, classes: int, images: int, device: torch.device) -> Recipe:
+    """The recipe with ``compute`` settled, so that a resumed run does not choose anew."""
+    work = condensing_operations(recipe, shape, classes, images)
+    resolved = ComputeOptions(**recipe["compute"]).resolve(device, work, shape[1] * shape[2])
+    return recipe.with_values(compute={**_settled(resolved), "chunk": resolved.chunk})
+
+
+def why_compiled(recipe: Recipe, shape: Shape, classes: int, images: int, device: torch.device) -> str | None:
+    """What ``settle_compute`` chooses and why, in words; None where the recipe says it."""
+    work = condensing_operations(recipe, shape, classes, images)
+    return ComputeOptions(**recipe["compute"]).why(device, work)
+
+
+def _settled(resolved: Compute) -> Values:
+    name = {torch.float32: "float32", torch.bfloat16: "bfloat16"}[resolved.precision]
+    return {"compile": "always" if resolved.compiled else "never", "precision": name}
+
+
+def condensing_operations(recipe: Recipe, shape: Shape, classes: int, images: int) -> float:
+    """Floating-point operations of all episodes."""
+    matching = OBJECTIVES[recipe["objective"]["name"]]
+    work = matching.planned(classes, images, **recipe.options("objective"))
+    own = NETWORKS[recipe["network"]["name"]](shape, classes, **recipe.options("network"))
+    return forward_operations(own, shape) * (work.features + 3 * work.gradients) * recipe.condense.episodes
+
+
+def settle_training(
+    recipe: Recipe, shape: Shape, classes: int, images: int, device: torch.device, *, full: bool = False
+) -> Recipe:
+    """The recipe with what of ``evaluate`` says how networks are trained settled for so many images.
+
+    Compilation is weighed by the work of the first kind of network that scores.
+    """
+    options = recipe.evaluate
+    (_, registered, keywords), *_ = networks_of(recipe, shape, classes)
+    passes = options.repeats * (options.epochs_full if full else options.epochs) * images
+    work = 3 * passes * forward_operations(NETWORKS[registered](shape, classes, **keywords), shape)
+    resolved = ComputeOptions(options.compile, options.precision).resolve(device, work)
+    together = options.together
+    if together is None:
+        at_a_time = FILLS_A_GPU // min(images, TRAINING_BATCH)
+        together = 1 if device.type == "cpu" else min(options.repeats, max(1, at_a_time))
+    return recipe.with_values(evaluate={**_settled(resolved), "together": together})
+
+
+def training_way(recipe: Recipe) -> Values:
+    """How networks are trained, as ``train_networks`` takes it, of a recipe in which that is settled."""
+    options = recipe.evaluate
+    compute = Compute(options.compile == "always", PRECISIONS[options.precision])
+    return {"together": options.together, "compute": compute}
+
+
+def compute(recipe: Recipe, device: torch.device) -> Compute:
+    """How the objective computes."""
+    return ComputeOptions(**recipe["compute"]).resolve(device, 0.0)
