@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import auc, roc_auc_score, roc_curve
 
 from condensate import Streams, UserError
-from condensate.privacy import among_nearest, draw_members, measure, roc, threshold
+from condensate.privacy import among_nearest, draw_members, lira, measure, roc, threshold
 from condensate.privacy.curves import _area, _Curve, _rate
 from tests.privacy.planted import area, planted
 
@@ -137,6 +137,30 @@ def test_roc__is_scikit_learns_thinned():
 def test_roc__of_equal_scores_is_the_diagonal():
     _, members = planted(4, 50, shift=0.0)
     assert [part.tolist() for part in roc(np.zeros(members.shape), members)] == [[0, 1], [0, 1]]
+
+
+def nearest(members: np.ndarray, pool: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Of every shadow the members and the others among the same few images."""
+    return [pool[row[pool]] for row in members], [pool[~row[pool]] for row in members]
+
+
+def test_among_nearest__is_scikit_learns_area_among_these():
+    record, members = planted(8, 40, shift=0.5)
+    inside, outside = nearest(members, np.arange(0, 40, 3))
+    sides = [np.concatenate([row[index] for row, index in zip(record.confidence, one)]) for one in (inside, outside)]
+    expected = roc_auc_score(np.repeat([1, 0], [len(side) for side in sides]), np.concatenate(sides))
+    assert among_nearest(record.confidence, inside, outside, Streams(0), 10).value == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("attack", [lira, threshold])
+@pytest.mark.parametrize("difficulty", [0.0, 2.0])
+def test_among_nearest__intervals_hold_the_truth_where_the_same_images_are_nearest_to_all(attack, difficulty: float):
+    held = 0
+    for seed in range(40):
+        record, members = planted(16, 100, 0.0, difficulty, seed)
+        found = among_nearest(attack(record, members), *nearest(members, np.arange(24)), Streams(seed), 200)
+        held += found.low <= 0.5 <= found.high
+    assert held >= 36
 
 
 def test_among_nearest__a_few_images_that_stand_out():

@@ -135,31 +135,29 @@ def among_nearest(
 
     Members nearest to a synthetic image against others nearest to one: chosen alike, so that 0.5 is what guessing
     gives. Over the whole pool a set that holds ten images as they are looks harmless; here it does not. 95 % interval
-    by bootstrap over pairs of shadows.
+    by the bootstrap of ``measure``: the same few images may lie nearest in every shadow, so images are drawn, too.
 
     Args:
         scores: Of an attack, (T, n).
         members: Of every shadow, the indices of its members that are nearest to one of its synthetic images.
         others: Likewise of images that are not its members.
         streams: Resampling draws from the stream ("bootstrap", "nearest").
-        resamples: How many times pairs are drawn anew.
+        resamples: How many times pairs and images are drawn anew; draws in which one side is empty count for nothing.
     """
-    from sklearn.metrics import roc_auc_score
+    nearest = np.zeros((2, *scores.shape), dtype=np.bool_)
+    for target, sides in enumerate(zip(members, others, strict=True)):
+        for side, index in zip(nearest, sides):
+            side[target, index] = True
+    curve = _Curve(scores, nearest[0], nearest[0] | nearest[1])
 
-    told = []
-    for own, inside, outside in zip(scores, members, others, strict=True):
-        sides = [own[np.unique(inside)], own[np.unique(outside)]]
-        told.append((np.concatenate(sides), np.repeat([1, 0], [len(side) for side in sides])))
-    pairs = [tuple(np.concatenate(two) for two in zip(*told[first : first + 2])) for first in range(0, len(told), 2)]
-
-    def area(which: Sequence[int]) -> float:
-        values, sides = (np.concatenate(parts) for parts in zip(*(pairs[one] for one in which)))
-        return float(roc_auc_score(sides, values))
+    def area(targets: Counts, images: Counts) -> float:
+        return _area(*curve.counts(targets, images))
 
     generator = streams("bootstrap", "nearest")
-    drawn = torch.randint(len(pairs), (resamples, len(pairs)), generator=generator, device=generator.device).tolist()
-    low, high = np.quantile([area(which) for which in drawn], [0.025, 0.975]).tolist()
-    return Estimate(area(range(len(pairs))), low, high)
+    pairs, images = len(scores) // 2, scores.shape[1]
+    drawn = [area(_drawn(pairs, generator).repeat(2), _drawn(images, generator)) for _ in range(resamples)]
+    low, high = np.nanquantile(drawn, [0.025, 0.975]).tolist()
+    return Estimate(area(*(np.ones(size, dtype=np.int64) for size in scores.shape)), low, high)
 
 
 def roc(scores: Floats, members: NDArray[np.bool_]) -> tuple[Floats, Floats]:
@@ -181,20 +179,23 @@ def roc(scores: Floats, members: NDArray[np.bool_]) -> tuple[Floats, Floats]:
 
 
 class _Curve:
-    """All scores sorted once, so that the curve under any weights of targets and images is two cumulative sums.
+    """Scores sorted once, so that the curve under any weights of targets and images is two cumulative sums.
 
     Args:
         scores: (T, n).
         members: (T, n).
+        among: Which of them to take, (T, n); None for all.
     """
 
-    def __init__(self, scores: Floats, members: NDArray[np.bool_]) -> None:
+    def __init__(self, scores: Floats, members: NDArray[np.bool_], among: NDArray[np.bool_] | None = None) -> None:
         order = np.argsort(-scores.ravel(), kind="stable")
+        if among is not None:
+            order = order[among.ravel()[order]]
         self.sorted = scores.ravel()[order]
         self.ends = np.append(np.flatnonzero(np.diff(self.sorted)), len(order) - 1)  # of runs of equal scores
         self.target, self.image = np.divmod(order, scores.shape[1])
         self.member = members.ravel()[order]
-        self.others = int((~members).sum())
+        self.others = int((~self.member).sum())
 
     def counts(self, targets: Counts, images: Counts) -> tuple[Counts, Counts]:
         """Members and others at or above each distinct score, from the highest on; weights are (T,) and (n,)."""
@@ -225,9 +226,10 @@ def _drawn(size: int, generator: torch.Generator) -> Counts:
 
 
 def _area(found: Counts, wrong: Counts) -> float:
-    """Under the curve by trapezia, so that a member and another of equal scores count half."""
+    """Under the curve by trapezia, so that a member and another of equal scores count half; nan with an empty side."""
     heights = found + np.append(0, found[:-1])
-    return float(heights @ np.diff(wrong, prepend=0) / (2 * found[-1] * wrong[-1]))
+    every = 2 * found[-1] * wrong[-1]
+    return float(heights @ np.diff(wrong, prepend=0) / every) if every else math.nan
 
 
 def _rate(found: Counts, wrong: Counts, fpr: float) -> float:

@@ -12,6 +12,7 @@ class PrivacyOptions:
 
     Args:
         shadows: Condensations of random halves of the training images, in complementary pairs, each in turn the target.
+            From 64 on LiRA has variances of each image's own, with fewer those of all images together.
         networks: That the attacker trains on each set, averaged over.
         fprs: False-positive rates at which true ones are reported; null is 1 % and 0.1 %, where there are ten
             non-members' scores or more beyond.
@@ -19,7 +20,7 @@ class PrivacyOptions:
             beside; null for none.
     """
 
-    shadows: int = 32
+    shadows: int = 64
     networks: int = 3
     fprs: list[float] | None = None
     released: str | None = None
