@@ -3,6 +3,7 @@
 import io
 import json
 import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -533,3 +534,27 @@ def test_resume__other_threads__refused(capsys, tmp_path):
     capsys.readouterr()
     assert "started with 1 threads" in fails(capsys, "run", "--resume", "here", "--threads", "2")
     torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("content", ["network: convnet", "objective: [dm]", "parameterization: uint8", "data:"])
+@pytest.mark.parametrize("command", ["show", "plan", "experts"])
+def test_mistake__a_word_in_place_of_a_section(command, content, capsys, tmp_path):
+    (tmp_path / "mine.yaml").write_text(content)
+    assert f"{content.split(':')[0]} must hold keys, as in " in fails(capsys, command, "mine.yaml")
+
+
+def test_evaluate__another_normalisation_than_the_sets__refused(capsys):
+    assert main(["run", "digits-lodm", *QUICK, "--out", "here"]) == 0
+    capsys.readouterr()
+    assert "must be seen as they are: drop --data.mean" in fails(capsys, "evaluate", "here", "--data.mean", "0.9")
+
+
+def test_privacy__a_folder_of_any_name__is_read_as_it_stands(capsys):
+    for name in ("run #2", "2024", "a, b"):
+        given = ("privacy", "digits-lodm", "--privacy.released", name)
+        assert f"no synthetic data set at {Path.cwd() / name}; expected" in fails(capsys, *given)
+
+
+def test_privacy__a_folder_named_as_a_shipped_recipe__the_recipe_is_meant(capsys):
+    Path("digits-lodm").mkdir()
+    assert "must be even" in fails(capsys, "privacy", "digits-lodm", "--privacy.shadows", "5")

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from hashlib import sha256
 
 import pytest
@@ -246,7 +247,7 @@ def test_prepare__compared_with_itself__refused():
         runs.prepare(tiny(compare=["digits-lodm"]), session())
 
 
-@pytest.mark.parametrize("name", ["full", "random", "digits-lodm"])
+@pytest.mark.parametrize("name", ["full", "random", "digits-lodm", "experts", "checkpoints", "compare"])
 def test_file__named_like_a_baseline_or_shipped_recipe__filed_under_another_name(name, tmp_path):
     file = tmp_path / f"{name}.yaml"
     file.write_text(tiny().dump())
@@ -462,6 +463,93 @@ def test_run__another_process_in_the_folder__refused(tmp_path):
     with alone_in(tmp_path), pytest.raises(UserError, match="another process is at work in"):
         run.run()
     assert run.run()
+
+
+def test_at__a_folder_of_another_run_or_with_a_process_in_it__nothing_is_touched(tmp_path):
+    ready = runs.prepare(tiny(), session(TINY))
+    ready.at(tmp_path, 0)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    other = runs.prepare(tiny("digits-dm"), session(TINY))
+    with pytest.raises(UserError, match="another run lies in"):
+        other.at(tmp_path, 0)
+    with alone_in(tmp_path), pytest.raises(UserError, match="another process is at work in"):
+        ready.at(tmp_path, 0)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+class Halted(BaseException):
+    """Ends a run between two episodes."""
+
+
+@pytest.fixture
+def halted(tmp_path, monkeypatch):
+    """The folder of a run that was stopped after its checkpoint."""
+    original = condensing.Condensation.save
+
+    def save(self, *args):
+        original(self, *args)
+        raise Halted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(condensing.Condensation, "save", save)
+        with pytest.raises(Halted):
+            carried_out(tiny(), tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("left", [0, 30, -40])
+def test_resume__damaged_checkpoint__named(halted, left):
+    file = halted / "checkpoints" / "condense.safetensors"
+    file.write_bytes(file.read_bytes()[:left])
+    with pytest.raises(UserError, match=r"condense\.safetensors is damaged; delete it to have this part done again"):
+        runs.reopen(halted, DEVICE, session().display).run()
+    file.unlink()
+    runs.reopen(halted, DEVICE, session().display).run()
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_resume__other_images_than_before__refused(stopped, tmp_path, monkeypatch, request):
+    folder = request.getfixturevalue("halted") if stopped else tmp_path
+    if not stopped:
+        carried_out(tiny(), folder)
+    read = runs.assemble.image_data
+    monkeypatch.setattr(runs.assemble, "image_data", lambda *a: replace(read(*a), fingerprint="of others"))
+    with pytest.raises(UserError, match="other images than digits has now; put those back, or begin anew in another"):
+        runs.reopen(folder, DEVICE, session().display).run()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("environment.json", "[]"), ("environment.json", "{}"), ("recipe.yaml", None), ("recipe.yaml", "just words")],
+)
+def test_reopen__damaged_description__said(halted, name, text):
+    file = halted / name
+    file.write_text(file.read_text()[:400] if text is None else text)
+    with pytest.raises(UserError, match="holds no run to go on with"):
+        runs.reopen(halted, DEVICE, session().display)
+
+
+def test_resume__the_set_of_a_result_is_gone__said(tmp_path):
+    carried_out(tiny(compare=["full"]), tmp_path)
+    (tmp_path / "synthetic.safetensors").unlink()
+    with pytest.raises(UserError, match=r"has a result\.json, but the set it is of is gone"):
+        runs.reopen(tmp_path, DEVICE, session().display).run()
+
+
+def test_prepare__rows_of_a_users_file__are_scored_as_it_says(tmp_path):
+    file = tmp_path / "mine.yaml"
+    scoring = {"split": "validation", "repeats": 1, "epochs": 3}
+    file.write_text(
+        json.dumps(TINY | {"budget": {"ipc": 2}, "data": {"name": "digits", "validation": 0.2}, "evaluate": scoring})
+    )
+    recipe = resolve(str(file), {"compare": ["random", "digits-lodm"]})
+    rows = runs.prepare(recipe, session({"compare": ["random", "digits-lodm"]})).rows
+    for row in rows.values():
+        assert {key: row["evaluate"][key] for key in scoring} == scoring
+        assert row["budget"] == {"ipc": 2, "bytes": None}
+    assert rows["digits-lodm"]["network"]["width"] == 128  # how it is condensed is its own
+    changed = runs.prepare(recipe, session({"evaluate": {"epochs": 4}})).rows["digits-lodm"]
+    assert changed["evaluate"]["epochs"] == 4
 
 
 REUSING = {"compute": {"reuse": True}}

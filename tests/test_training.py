@@ -105,6 +105,15 @@ def test_fit__every_epoch_sees_every_image_once_and_the_last_batch_is_smaller(ep
     assert len(set(map(tuple, orders))) == epochs  # shuffled anew
 
 
+@pytest.mark.parametrize(("norm", "sizes"), [("batch", [5, 6]), ("instance", [5, 5, 1])])
+def test_fit__a_last_batch_of_one_image__joins_the_one_before_under_batch_statistics(norm: str, sizes: list[int]):
+    made = network(norm=norm)
+    for one in (made, Together([made])):
+        recorded = Recorded(examples(dtype=torch.float32))
+        fit(one, recorded, epochs=2, generator=[seeded()], batch=5, join_last=True)
+        assert [len(indices) for indices in recorded.batches] == sizes * 2
+
+
 @pytest.mark.parametrize("epochs", [2, 5, 6])
 @pytest.mark.parametrize("drop", [True, False])
 def test_fit__is_sgd_with_a_tenth_of_the_rate_from_half_on(epochs: int, drop: bool):

@@ -129,7 +129,8 @@ def start(recipe: Recipe, data: ImageData, streams: Streams, outputs: int | None
     def trained_features() -> Callable[[Tensor], Tensor]:
         trained = network(recipe, data.shape, outputs or classes, streams("embed"))
         epochs = recipe.evaluate.epochs_full
-        fit(trained, data.train, epochs=epochs, generator=streams("embed", "order"), augment=training_augment(recipe))
+        augment = training_augment(recipe)
+        fit(trained, data.train, epochs=epochs, generator=streams("embed", "order"), join_last=True, augment=augment)
         return embed(trained, data.train)
 
     real = data.train.seen_through(None) if data.whitening is not None and stored.holds_pixels else data.train

@@ -111,7 +111,7 @@ def _separate(given: list[str]) -> tuple[list[str], Values]:
             if value.startswith("--"):
                 raise UserError(f"{name} needs a value, as in {name} VALUE")
         section, _, key = name[2:].partition(".")
-        text = name in ("--data.path", "--data.name", "--experts.store") and value != "null"
+        text = name in ("--data.path", "--data.name", "--experts.store", "--privacy.released") and value != "null"
         read = value if text else _value(value)
         keys = merge(keys, {section: {key: read} if key else read})
     return own, keys

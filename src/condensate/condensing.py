@@ -9,7 +9,6 @@ from shutil import rmtree
 from typing import TextIO
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from condensate import assemble, settling
@@ -20,7 +19,7 @@ from condensate.loop import Progress, condense
 from condensate.objectives import OBJECTIVES
 from condensate.pictures import save_grid
 from condensate.recipe import Recipe
-from condensate.records import write
+from condensate.records import read_tensors, write
 from condensate.sessions import KEPT_EVERY, Clock, OutOfTime, Session
 from condensate.streams import Streams
 from condensate.synthetic import LARGEST_STEP_SIZE, SMALLEST_STEP_SIZE, SyntheticDataset, load
@@ -154,7 +153,7 @@ class Condensation:
         tensors |= {f"velocity.{name}": tensor for name, tensor in progress.velocity().items()}
         with replacing(self.checkpoint) as part:
             held = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-            save_file(held, part, {"next": str(progress.episode + 1)})
+            save_file(held, part, {"next": str(progress.episode + 1), "data": self.data.fingerprint})
         self.clock.keep()
 
     def restore(self, synthetic: SyntheticDataset) -> tuple[int, dict[str, torch.Tensor]]:
@@ -162,11 +161,16 @@ class Condensation:
         log = self.folder / "log.jsonl"
         start, parts = 0, {"stored": dict[str, torch.Tensor](), "velocity": dict[str, torch.Tensor]()}
         if self.checkpoint.is_file():
-            with safe_open(self.checkpoint, framework="pt", device=str(self.session.device)) as file:
-                start = int(file.metadata()["next"])
-                for key in file.keys():  # noqa: SIM118
-                    part, name = key.split(".", 1)
-                    parts[part][name] = file.get_tensor(key)
+            tensors, about = read_tensors(self.checkpoint, self.session.device)
+            if about.get("data", self.data.fingerprint) != self.data.fingerprint:
+                raise UserError(
+                    f"the run in {self.folder} was begun on other images than {self.data.name} has now; put those "
+                    "back, or begin anew in another folder"
+                )
+            start = int(about["next"])
+            for key, tensor in tensors.items():
+                part, name = key.split(".", 1)
+                parts[part][name] = tensor
             synthetic.restore_(parts["stored"])
         ranks = self.session.ranks
         if len(set(ranks.gather(start))) > 1:

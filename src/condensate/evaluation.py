@@ -98,7 +98,17 @@ def train_networks(
 
     def train(pupil: Network | Together, generator: Any, loss: Any, first: int) -> None:
         mark = bookmark(first) if bookmark else None
-        fit(pupil, examples, epochs=epochs, generator=generator, lr=lr, augment=augment, loss=loss, bookmark=mark)
+        fit(
+            pupil,
+            examples,
+            epochs=epochs,
+            generator=generator,
+            lr=lr,
+            join_last=True,
+            augment=augment,
+            loss=loss,
+            bookmark=mark,
+        )
 
     if together > 1:
         numbers = range(start, repeats, every)

@@ -9,7 +9,8 @@ from torch import Tensor
 from condensate.atomic import replacing
 from condensate.synthetic import SyntheticDataset
 
-SMALLEST_SIDE = 48
+SMALLEST_SIDE, LARGEST_SIDE = 48, 480  # pixels of an image that is enlarged
+LONGEST_NAME = 60
 MOST_ROWS, MOST_COLUMNS = 20, 10
 GAP, HEAD = 4, 18
 
@@ -24,9 +25,9 @@ def save_grid(synthetic: SyntheticDataset, path: str | os.PathLike[str]) -> None
     labels = synthetic.labels.argmax(1) if synthetic.labels.ndim == 2 else synthetic.labels
     shown = [label for label in range(len(synthetic.classes)) if bool((labels == label).any())][:MOST_ROWS]
     rows = [(labels == label).nonzero().flatten()[:MOST_COLUMNS] for label in shown]
-    names = [synthetic.classes[label] for label in shown]
+    names = [" ".join(synthetic.classes[label].split())[:LONGEST_NAME] for label in shown]
     _, height, width = synthetic.parameterization.shape
-    scale = max(1, -(-SMALLEST_SIDE // min(height, width)))
+    scale = max(1, min(-(-SMALLEST_SIDE // min(height, width)), LARGEST_SIDE // max(height, width)))
     cell = (width * scale, height * scale)
     margin = 12 + max(round(ImageDraw.Draw(Image.new("L", (1, 1))).textlength(name)) for name in names)
     panel = max(max(map(len, rows)) * (cell[0] + GAP), 150) + 3 * GAP

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
 
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from condensate import assemble, settling
 from condensate.atomic import replacing
 from condensate.condensing import Condensation
 from condensate.data import ImageData
+from condensate.errors import UserError
 from condensate.evaluation import Score
 from condensate.recipe import Recipe, Values
 from condensate.records import (
@@ -22,6 +22,7 @@ from condensate.records import (
     fraction,
     peak_bytes,
     read_json,
+    read_tensors,
     stored,
     stored_full,
     write_json,
@@ -53,10 +54,8 @@ class TrainingFile:
         """What was kept of this training."""
         if not self.file.is_file():
             return None
-        with safe_open(self.file, framework="pt", device=str(self.session.device)) as file:
-            if file.metadata() != {"training": self.name}:
-                return None
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        state, about = read_tensors(self.file, self.session.device)
+        return state if about == {"training": self.name} else None
 
     def put(self, state: Callable[[], dict[str, Tensor]]) -> None:
         """Keep the state every minute and, as the last thing, when time is up."""
@@ -87,7 +86,7 @@ class Row:
         """The row's result, from its file if it is there."""
         file, artefact, ranks = self.folder / "result.json", self.condensation.artefact, self.session.ranks
         if ranks.once(file.is_file):
-            return dict(read_json(file))
+            return self.done(dict(read_json(file)))
         self.condensation.begin()
         examples: Examples
         if self.name == FULL:
@@ -104,6 +103,20 @@ class Row:
             return result
 
         return ranks.once(finish)
+
+    def done(self, result: Values) -> Values:
+        """A result that is there, if it is of these images and its set is there, too."""
+        if result["data"]["fingerprint"] != self.data.fingerprint:
+            raise UserError(
+                f"the result in {self.folder} is of other images than {self.data.name} has now; put those back, or "
+                "begin anew in another folder"
+            )
+        if self.name != FULL and not self.condensation.artefact.is_file():
+            raise UserError(
+                f"{self.folder} has a result.json, but the set it is of is gone: put {self.condensation.artefact.name} "
+                "back, or delete result.json to have it condensed again"
+            )
+        return result
 
     def evaluate(self, examples: Examples) -> list[Score]:
         """Scores of all the recipe's networks, those already scored from the file of the last session."""

@@ -14,7 +14,7 @@ from condensate.data import KNOWN, ImageData
 from condensate.errors import UserError, unknown
 from condensate.parameterizations import PARAMETERIZATIONS, Shape
 from condensate.ranks import ALONE, Ranks
-from condensate.recipe import Recipe, Values, merge
+from condensate.recipe import Evaluate, Recipe, Values, merge
 from condensate.rows import FULL, Row
 from condensate.schema import complete
 from condensate.sessions import Session
@@ -98,7 +98,7 @@ class Run:
         """The same run under a seed in a folder, which is written as far as it needs to be resumed."""
         rows = {name: recipe.with_values(seed=seed) for name, recipe in self.rows.items()}
         run = replace(self, recipe=self.recipe.with_values(seed=seed), rows=rows, folder=folder)
-        self.session.open(folder, run.recipe)
+        self.session.claim(folder, run.recipe)
         return run
 
     def run(self) -> dict[str, Values]:
@@ -166,7 +166,9 @@ def reread(
         session = Session(device, display, before["overrides"], before["smoke"], before.get("command", "run"))
         recipe = complete(before["recipe"], values)
         used, place = int(before["machine"]["threads"]), before["device"]
-    except (OSError, ValueError, KeyError) as error:
+        if "seed" not in values or not (folder / "recipe.yaml").read_text(encoding="utf-8").endswith("\n"):
+            raise ValueError("its recipe.yaml is cut off")  # the seed is the last it says
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder} holds no run to go on with: {' '.join(str(error).split())}") from error
     if session.command != command:
         raise UserError(
@@ -237,6 +239,11 @@ def row_recipe(recipe: Recipe, row: str, data: ImageData, session: Session) -> R
             kept[section] = (
                 {key: value for key, value in content.items() if key not in left_out} if left_out else content
             )
+    if recipe.name not in shipped():  # what a file says of budget and scoring holds for all rows of its table
+        usual = Evaluate()
+        said = {key: value for key, value in recipe["evaluate"].items() if value != getattr(usual, key)}
+        kept = merge({"budget": recipe["budget"], "evaluate": said}, kept)
+    kept = merge(kept, {"evaluate": {"split": recipe.evaluate.split}})
     which = {key: recipe["data"][key] for key in WHICH_IMAGES}
     other = resolve(row, merge(kept, {"seed": recipe["seed"], "compare": [], "data": which}))
     return smoked(other) if session.smoke else placed(other)

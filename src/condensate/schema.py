@@ -19,6 +19,7 @@ from condensate.recipe import EXPERTS, NAMED, SECTIONS, STUDIES, Recipe, Values
 
 def complete(name: str, values: Values, about: Mapping[str, str] | None = None) -> Recipe:
     """Check sections strictly and fill in every default."""
+    check_sections(values)
     parser = ArgumentParser(exit_on_error=False)
     add_arguments(parser, values)
     check_keys(values, known_keys(parser))
@@ -90,6 +91,15 @@ def known_keys(parser: ArgumentParser) -> list[str]:
     ]
 
 
+def check_sections(values: Values) -> None:
+    """Refuse a word or a list where a section with keys belongs."""
+    for section in (*SECTIONS, *NAMED, EXPERTS, *STUDIES):
+        content = values.get(section, {})
+        if not isinstance(content, Mapping):
+            key = "name" if section in NAMED else "key"
+            raise UserError(f"{section} must hold keys, as in {section}: {{{key}: value}}, got {content!r}")
+
+
 def check_keys(values: Values, known: list[str]) -> None:
     """Refuse keys that are not known, naming the nearest."""
     sections = {key.split(".")[0] for key in known}
@@ -99,8 +109,6 @@ def check_keys(values: Values, known: list[str]) -> None:
         if section not in sections:
             raise unknown("recipe section", str(section), sections)
         if section in (*SECTIONS, *NAMED, EXPERTS, *STUDIES):
-            if not isinstance(content, Mapping):
-                raise UserError(f"{section} must hold keys, as in {section}: {{key: value}}, got {content!r}")
             for key in content:
                 if f"{section}.{key}" not in known:
                     raise unknown("recipe key", f"{section}.{key}", [k for k in known if "." in k])

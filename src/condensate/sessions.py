@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from condensate.atomic import alone_in
 from condensate.console import Display
 from condensate.errors import UserError
 from condensate.ranks import ALONE, Ranks
@@ -40,6 +41,25 @@ class Session:
     def late(self, step: float) -> bool:
         """Whether there is no time for another step of so many seconds."""
         return self.until is not None and time.monotonic() + 2 * step > self.until
+
+    def claim(self, folder: Path, recipe: Recipe) -> None:
+        """``open`` a folder for a new run; of one that another run has nothing is touched.
+
+        Raises:
+            UserError: Another process is at work in the folder, or another run lies in it; and see ``open``.
+        """
+
+        def check() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            there = folder / "recipe.yaml"
+            with alone_in(folder):
+                if not there.is_file():
+                    write(there, recipe.dump())
+                elif there.read_text(encoding="utf-8") != recipe.dump():
+                    raise UserError(f"another run lies in {folder}; name another folder, or go on with it by --resume")
+
+        self.ranks.once(check)
+        self.open(folder, recipe)
 
     def open(self, folder: Path, recipe: Recipe) -> None:
         """Make a folder and write down what is about to be done in it, as far as it takes to go on with it.
@@ -82,11 +102,11 @@ class Clock:
 
     def spent(self) -> dict[str, float]:
         """Seconds so far."""
-        before = read_json(self.file) if self.file.is_file() else {"seconds": 0.0, "experts_seconds": 0.0}
+        before = read_json(self.file) if self.file.is_file() else {}
         now = time.monotonic() - self.began - self.on_experts
         return {
-            "seconds": round(before["seconds"] + now, 3),
-            "experts_seconds": round(before["experts_seconds"] + self.on_experts, 3),
+            "seconds": round(before.get("seconds", 0.0) + now, 3),
+            "experts_seconds": round(before.get("experts_seconds", 0.0) + self.on_experts, 3),
         }
 
     def keep(self) -> None:

@@ -14,7 +14,11 @@ from condensate.recipe import Recipe, Values, merge
 from condensate.schema import complete
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where PyYAML has it: 0.2 seconds less at every start
-RESERVED = ("full", "random", "random-uint8", "herding", "k-centre", "finetune", "reservoir", "reservoir-uint8")
+# Not for files of the user's: names of rows, and of folders beside those of rows.
+RESERVED = (
+    *("full", "random", "random-uint8", "herding", "k-centre", "finetune", "reservoir", "reservoir-uint8"),
+    *("experts", "checkpoints", "compare"),
+)
 
 
 @cache

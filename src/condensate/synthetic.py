@@ -19,7 +19,7 @@ from condensate.parameterizations import PARAMETERIZATIONS, Cost, Parameterizati
 from condensate.whitening import Whitening, file_name, read
 
 FORMAT = 1
-METADATA_LIMIT = 8192
+METADATA_LIMIT = 8192  # bytes, beside the names of the classes
 SMALLEST_STEP_SIZE, LARGEST_STEP_SIZE = 1e-6, 1.0
 
 
@@ -196,13 +196,9 @@ class SyntheticDataset(nn.Module, Dataset[tuple[Tensor, Tensor]]):
         if self.whitening is not None:
             digest = self.whitening.digest
             metadata["whitening"] = {"file": file_name(digest), "sha256": digest}
-        text = _dump(metadata)
-        if len(text.encode()) > METADATA_LIMIT:  # of a thousand classes, say: numbers instead of names
-            text = _dump(metadata | {"classes": len(self.classes)})
-        if len(text.encode()) > METADATA_LIMIT:
-            raise UserError(
-                f"what is said about the set takes {len(text)} bytes; at most {METADATA_LIMIT} go in a file"
-            )
+        said = len(_dump(metadata | {"classes": []}).encode())
+        if said > METADATA_LIMIT:
+            raise UserError(f"what is said about the set takes {said} bytes; at most {METADATA_LIMIT} go in a file")
         tensors = {name: tensor.cpu().contiguous() for name, tensor in self.stored().items()}
         if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
             raise UserError(
@@ -211,7 +207,7 @@ class SyntheticDataset(nn.Module, Dataset[tuple[Tensor, Tensor]]):
         if self.whitening is not None:
             self.whitening.save_beside(path)
         with replacing(path) as part:
-            part.write_bytes(save(tensors, metadata={"condensate": text}))
+            part.write_bytes(save(tensors, metadata={"condensate": _dump(metadata)}))
 
 
 def load(path: str | os.PathLike[str]) -> SyntheticDataset:
@@ -282,7 +278,7 @@ def _rebuild(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> SyntheticD
     options = dict(metadata["parameterization"])
     parameterization = PARAMETERIZATIONS[options.pop("name")](metadata["images"], tuple(metadata["shape"]), **options)
     classes = metadata["classes"]
-    classes = [str(label) for label in range(classes)] if isinstance(classes, int) else classes
+    classes = [str(label) for label in range(classes)] if isinstance(classes, int) else classes  # of older files
     labels = tensors.pop("labels", None)
     if labels is None:
         labels = class_major(len(classes), metadata["per_class"])

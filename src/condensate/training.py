@@ -108,6 +108,11 @@ class Together:
         """Likewise, of what is not trained."""
         return list(self.buffers.items())
 
+    @property
+    def batch_statistics(self) -> bool:
+        """See ``Network``."""
+        return self.network.batch_statistics
+
     def train(self) -> None:
         """Training mode."""
         self.network.train()
@@ -141,6 +146,7 @@ def fit(
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
     batch: int = 256,
+    join_last: bool = False,
     drop: bool = True,
     augment: Augmentation | None = None,
     replay: Examples | None = None,
@@ -163,6 +169,8 @@ def fit(
         momentum: Of SGD.
         weight_decay: Of SGD, on all parameters.
         batch: Images a step, of each network.
+        join_last: Whether a last batch of one image, which has no batch statistics, joins the one before under batch
+            normalisation.
         drop: Whether to divide the learning rate by ten after ``epochs // 2`` epochs.
         augment: Drawn anew for every batch.
         replay: Remembered examples: every step takes as many of them, drawn at random, as new ones, and the loss is
@@ -176,11 +184,14 @@ def fit(
     optimizer = SGD(network.parameters(), lr, momentum, weight_decay=weight_decay, fused=True)
     optimizer.zero_grad()
     before = bookmark.last() if bookmark else None
+    sizes = [min(batch, len(examples) - first) for first in range(0, len(examples), batch)]
+    if join_last and sizes[1:] and sizes[-1] == 1 and network.batch_statistics:
+        sizes[-2:] = [batch + 1]
     for epoch in range(_restored(before, network, optimizer, generators) if before else 0, epochs):
         network.train()
         optimizer.param_groups[0]["lr"] = lr * 0.1 if drop and epoch >= epochs // 2 else lr
         orders = [torch.randperm(len(examples), generator=own, device=own.device) for own in generators]
-        batches = [torch.cat(indices) for indices in zip(*(order.split(batch) for order in orders), strict=True)]
+        batches = [torch.cat(indices) for indices in zip(*(order.split(sizes) for order in orders), strict=True)]
         if isinstance(examples, ReadAhead):
             examples.expect(batches)
         for index in batches:

@@ -1,15 +1,17 @@
 """What every objective promises over every storage that can be optimised: a table over both registries."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from condensate import Augment, Compute, Streams, SyntheticDataset, build_network, class_major, from_arrays
+from condensate import Augment, Compute, Streams, SyntheticDataset, UserError, build_network, class_major, from_arrays
 from condensate.experts import ExpertOptions, trajectory
 from condensate.objectives import OBJECTIVES
 from condensate.parameterizations import PARAMETERIZATIONS
+from condensate.whitening import fit
 
 SHAPES = [(1, 8, 8), (3, 6, 10)]
 OPTIONS = {"lowrank": {"rank": 1}}
@@ -128,3 +130,35 @@ def test_episode__private__never_repeats_and_leaves_global_randomness_alone(obje
 def test_guarantee__given_by_private_objectives_alone(objective):
     options = MATCHED[objective] | {"delta": 1e-5}
     assert (OBJECTIVES[objective].guarantee(3, 36, 4, **options) is not None) == OBJECTIVES[objective].private
+
+
+REAL = [name for name, cls in OBJECTIVES.items() if not cls.matches_experts]
+
+
+@pytest.mark.parametrize("objective", REAL)
+@pytest.mark.parametrize("other", ["shape", "classes", "whitening"])
+def test_episode__a_set_of_other_images__refused(objective, other, data):
+    _, matching = parts(objective, "pixels", data)
+    shape, classes = ((1, 4, 4) if other == "shape" else data.shape), 4 if other == "classes" else 3
+    stored = PARAMETERIZATIONS["pixels"](2 * classes, shape)
+    stored.reset_(Streams(1)("start"))
+    whitening = fit(torch.rand(8, *data.shape)) if other == "whitening" else None
+    synthetic = SyntheticDataset(stored, class_major(classes, 2), whitening=whitening)
+    expected = "must be whitened alike" if whitening else f"of {classes} classes, the real ones are .* of 3"
+    with pytest.raises(UserError, match=expected):
+        next(iter(matching.episode(synthetic, 0)))
+
+
+@pytest.mark.parametrize("objective", [name for name in REAL if not OBJECTIVES[name].private])
+def test_episode__of_whitened_images__takes_a_set_whitened_alike(objective, data):
+    images, labels = (
+        torch.randint(0, 256, (36, 3, 4, 4), generator=Streams(0)("x"), dtype=torch.uint8),
+        data.train.labels,
+    )
+    whitened = from_arrays(images, labels, images, labels, zca=True)
+    _, matching = parts(objective, "pixels", whitened)
+    stored = PARAMETERIZATIONS["pixels"](6, whitened.shape)
+    stored.reset_(Streams(1)("start"))
+    own = replace(whitened.whitening)  # as from another file: equal, not the same
+    (loss, *_) = matching.episode(SyntheticDataset(stored, class_major(3, 2), whitening=own), 0)
+    assert loss.isfinite()

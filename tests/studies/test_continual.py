@@ -3,6 +3,8 @@
 import io
 import itertools
 import json
+from dataclasses import replace
+from shutil import rmtree
 
 import pytest
 import torch
@@ -489,3 +491,27 @@ def test_privacy_command__of_a_run__looks_at_its_own_set_too(tmp_path, monkeypat
     assert result["overrides"]["network"] == {"width": 8}
     assert result["released"]["pixels"]["compared"] == 500
     assert "the set named" in capsys.readouterr().out
+
+
+def test_prepare__a_class_without_test_images__refused(tmp_path, monkeypatch):
+    read = runs.assemble.image_data
+
+    def without(*args):
+        data = read(*args)
+        return replace(data, test=data.test.subset((data.test.labels != 3).nonzero().flatten()))
+
+    monkeypatch.setattr(runs.assemble, "image_data", without)
+    with pytest.raises(
+        UserError, match="scored on every class, but digits has no test images of 3; add some, or leave"
+    ):
+        study(tmp_path)
+
+
+def test_resume__a_part_of_a_memory_is_gone__said(tmp_path):
+    study(tmp_path).run()
+    (tmp_path / "result.json").unlink()
+    row = tmp_path / "order0" / "digits-continual-lodm-5steps"
+    rmtree(row / "step3")
+    (row / "step2" / "memory" / "000.safetensors").unlink()
+    with pytest.raises(UserError, match=r"step2/memory holds 6 images and not the 14 it had: put back what is gone"):
+        continual.reopen(tmp_path, torch.device("cpu"), Display(quiet=True)).run()

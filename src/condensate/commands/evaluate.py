@@ -64,6 +64,11 @@ def _check_preprocessing(synthetic: SyntheticDataset, given: Values) -> None:
     if synthetic.whitening is None and given.get("zca"):
         raise UserError("the set's images are not whitened, and test images must be seen as they are: drop --data.zca")
     other = [key for key in ("mean", "std") if given.get(key) is not None]
+    if synthetic.whitening is None and other:
+        raise UserError(
+            f"the set's images are normalised by mean {list(synthetic.mean)} and std {list(synthetic.std)}, and test "
+            f"images must be seen as they are: drop {' and '.join(f'--data.{key}' for key in other)}"
+        )
     other += ["zca"] if given.get("zca") is False else []
     if synthetic.whitening is not None and other:
         raise UserError(

@@ -8,6 +8,7 @@ from condensate.console import size
 from condensate.errors import UserError
 from condensate.objectives import OBJECTIVES
 from condensate.recipe import Values, merge
+from condensate.schema import check_sections
 from condensate.sheets import find, shipped
 
 
@@ -45,6 +46,7 @@ def _with_experts() -> list[str]:
 
 
 def _matches_experts(values: Values) -> bool:
+    check_sections(values)
     matching = OBJECTIVES.get(values.get("objective", {}).get("name"))
     return matching is not None and matching.matches_experts
 

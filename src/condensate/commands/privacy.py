@@ -29,7 +29,7 @@ def _privacy(options: argparse.Namespace, keys: Values) -> None:
 def _read(given: str, keys: Values) -> tuple[Recipe, Values]:
     """The recipe of a name, a file or a run folder, with the rows to read it against unless the user chose some."""
     folder, about = Path(given), dict[str, str]()
-    if folder.is_dir():
+    if given not in shipped() and folder.is_dir():
         if not (folder / "result.json").is_file() or not (folder / "synthetic.safetensors").is_file():
             raise UserError(
                 f"{folder} holds no finished run; give the folder with its synthetic.safetensors, or a recipe"

@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from condensate.data import Split
+from condensate.errors import UserError
 from condensate.synthetic import SyntheticDataset
 
 
@@ -24,6 +26,21 @@ class Work:
     features: int
     gradients: int
     parts: int = 1
+
+
+def check_alike(synthetic: SyntheticDataset, real: Split) -> None:
+    """Refuse a set of other images than the real ones: their shape, their classes or their whitening."""
+    shape, classes = synthetic.parameterization.shape, len(synthetic.classes)
+    if shape != real.shape or classes > len(real.classes):
+        raise UserError(
+            f"the set has images {shape} of {classes} classes, the real ones are {real.shape} of {len(real.classes)}"
+        )
+    own, other = synthetic.whitening, real.whitening
+    if own is not other and (own is None or other is None or own.digest != other.digest):
+        raise UserError(
+            "the set and the real images must be whitened alike: give it the data's, SyntheticDataset(..., "
+            "whitening=data.whitening)"
+        )
 
 
 class Objective(ABC):

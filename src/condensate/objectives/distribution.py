@@ -17,7 +17,7 @@ from condensate.compute import Compute
 from condensate.data import Split
 from condensate.errors import UserError
 from condensate.networks import Network
-from condensate.objectives.base import Objective, Work
+from condensate.objectives.base import Objective, Work, check_alike
 from condensate.objectives.kept import KeptMeans
 from condensate.ranks import ALONE, Ranks
 from condensate.streams import Streams
@@ -120,6 +120,7 @@ class DistributionMatching(Objective):
 
     def begin(self, synthetic: SyntheticDataset, number: int) -> Transform:
         """Draw the network and the augmentation of an episode."""
+        check_alike(synthetic, self.real)
         if synthetic.labels.ndim != 1:
             raise UserError("distribution matching needs one class an image; soft labels have no class means")
         self.network.reset_(self.streams("network", number))

@@ -15,7 +15,7 @@ from condensate.compute import Compute
 from condensate.data import Split
 from condensate.errors import UserError, unknown
 from condensate.networks import Network
-from condensate.objectives.base import Objective, Work
+from condensate.objectives.base import Objective, Work, check_alike
 from condensate.objectives.programs import Named, inner_product, parameter_gradient, plain, squared_distance
 from condensate.ranks import ALONE, Ranks
 from condensate.streams import Streams
@@ -148,6 +148,7 @@ class GradientMatching(Objective):
 
     def episode(self, synthetic: SyntheticDataset, number: int) -> Iterator[Tensor]:
         """One network, matched ``outer_loop`` times and trained between."""
+        check_alike(synthetic, self.real)
         if synthetic.labels.ndim != 1:
             raise UserError("gradient matching goes class by class and needs one class an image, not soft labels")
         of_classes = synthetic.labels.argsort(stable=True).split(synthetic.labels.bincount().tolist())

@@ -47,7 +47,7 @@ class Study:
 
     def at(self, folder: Path) -> "Study":
         """The same study in a folder, which is written as far as it needs to be resumed."""
-        self.session.open(folder, self.recipe)
+        self.session.claim(folder, self.recipe)
         return replace(self, folder=folder)
 
     @property
@@ -149,6 +149,8 @@ def prepare(recipe: Recipe, session: Session) -> Study:
         recipe = placed(recipe).with_values(continual=_placed(recipe.continual))
         datasets = [assemble.image_data(recipe, session.device)]
         datasets += [_then(recipe, entry).to(session.device) for entry in recipe.continual.then]
+    for data in datasets:
+        _check_scored(recipe, data)
     first = stream(recipe, datasets, recipe["seed"])
     stream(recipe, datasets, recipe["seed"] + recipe.continual.orders - 1)
     rows = {recipe.name: recipe}
@@ -160,6 +162,17 @@ def prepare(recipe: Recipe, session: Session) -> Study:
         except UserError as error:
             raise error if row == recipe.name else UserError(f"row {row}: {error}") from error
     return Study(rows[recipe.name], rows, tuple(datasets), session)
+
+
+def _check_scored(recipe: Recipe, data: ImageData) -> None:
+    """Refuse data with classes that nothing is scored on: an experience of such alone has no accuracy."""
+    split = assemble.scoring_split(recipe, data)
+    missing = [name for name, count in zip(data.classes, split.counts().tolist(), strict=True) if not count]
+    if missing:
+        raise UserError(
+            f"a stream is scored on every class, but {data.name} has no {recipe.evaluate.split} images of "
+            f"{', '.join(missing[:5])}{' and others' if missing[5:] else ''}; add some, or leave the class out"
+        )
 
 
 def reopen(folder: Path, device: torch.device, display: Display, threads: int | None = None) -> Study:

@@ -8,18 +8,19 @@ from pathlib import Path
 from shutil import rmtree
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from condensate import assemble, settling
 from condensate.atomic import replacing
 from condensate.condensing import Condensation
 from condensate.continual import ContinualOptions, Reservoir, Stream, Union, keep_first, load_memory, save_memory
 from condensate.data import ImageData, Split
+from condensate.errors import UserError
 from condensate.evaluation import train_networks
 from condensate.networks import Network, build
 from condensate.parameterizations import PARAMETERIZATIONS
 from condensate.recipe import Recipe, Values
-from condensate.records import read_json, write_json
+from condensate.records import read_json, read_tensors, write_json
 from condensate.scoring import learning_rate
 from condensate.sessions import Clock, Session
 from condensate.streams import Streams
@@ -128,6 +129,13 @@ class Memory:
         if self.name in (FULL, FINETUNE):
             return []
         files = load_memory(self.step(step) / "memory").parts
+        folder, found = self.step(step), sum(map(len, files))
+        held = read_json(folder / "result.json")["images"]
+        if found != held:
+            raise UserError(
+                f"the memory in {folder / 'memory'} holds {found} images and not the {held} it had: put back what is "
+                f"gone, or delete {folder} and all later steps to have them done again"
+            )
         return [part.to(self.session.device) for part in files if isinstance(part, SyntheticDataset)]
 
     def remember(self, step: int, before: Parts, clock: Clock) -> tuple[Parts, Values | None]:
@@ -266,7 +274,7 @@ class Memory:
         replay = Union(before, self.stream.classes) if before else None
         options, scores = self.recipe.evaluate, []
         states: dict[str, torch.Tensor] = {}
-        earlier = load_file(self.step(step - 1) / "networks.safetensors") if step else {}
+        earlier = read_tensors(self.step(step - 1) / "networks.safetensors")[0] if step else {}
         registered, keywords = self.network
         for repeat in range(options.repeats):
             generator = self.streams("rehearsal", repeat, step)
@@ -280,6 +288,7 @@ class Memory:
                 epochs=options.epochs_full,
                 generator=generator,
                 lr=0.01 if options.lr is None else options.lr,
+                join_last=True,
                 augment=assemble.training_augment(self.recipe),
                 replay=replay,
             )

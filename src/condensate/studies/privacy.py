@@ -10,7 +10,6 @@ from statistics import mean
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor
 
 from condensate import assemble
@@ -21,7 +20,7 @@ from condensate.errors import UserError
 from condensate.figures import save_distances, save_roc
 from condensate.privacy import ATTACKS, Nearness, Record, among_nearest, check_rates, draw_members, measure, roc, share
 from condensate.recipe import Recipe, Values
-from condensate.records import SCHEMA, environment, fraction, read_json, write_json
+from condensate.records import SCHEMA, environment, fraction, read_json, read_tensors, write_json
 from condensate.rows import FULL
 from condensate.runs import placed, reread, row_recipe, settled, smoked, smoked_shape
 from condensate.sessions import Session
@@ -54,7 +53,7 @@ class Study:
 
     def at(self, folder: Path) -> "Study":
         """The same study in a folder, which is written as far as it needs to be resumed."""
-        self.session.open(folder, self.recipe)
+        self.session.claim(folder, self.recipe)
         return replace(self, folder=folder)
 
     @property
@@ -109,7 +108,7 @@ class Study:
         curves: dict[str, Values] = {attack: {} for attack in ATTACKS}
         distances: dict[str, Values] = {space: {} for space in SPACES}
         for row in self.rows:
-            found = [load_file(self.shadow(row, t).folder / "record.safetensors") for t in range(len(members))]
+            found = [read_tensors(self.shadow(row, t).folder / "record.safetensors")[0] for t in range(len(members))]
             record = Record.stack([Record(*(part[key].numpy() for key in RECORDED)) for part in found])
             scores = {attack: score(record, members) for attack, score in ATTACKS.items()}
             leaks = {attack: self.leakage(score, members) for attack, score in scores.items()}
@@ -170,7 +169,7 @@ class Study:
         for row in self.rows:
             if row != FULL:
                 shadow = self.shadow(row, 0)
-                found = load_file(shadow.folder / "record.safetensors")
+                found = read_tensors(shadow.folder / "record.safetensors")[0]
                 synthetic = load(shadow.folder / "synthetic.safetensors")
                 near = {space: nearness_of(found, space) for space in SPACES}
                 save_nearest(synthetic, self.data.train, near, self.folder / f"nearest-{row}.png")

@@ -153,12 +153,13 @@ def run_cell(cell: Cell, place: Place, until: float | None = None) -> None:
     """
     folder, recipe = place.results / cell.path, cell.resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    begun = (folder / "environment.json").is_file()
     if "continual" in recipe.values:
         recipe, session = _session(cell, recipe, place, until, "continual")
-        continual.prepare(recipe, session).at(folder).run()
+        study = continual.prepare(recipe, session)
+        (replace(study, folder=folder) if begun else study.at(folder)).run()
         return
     with alone_in(folder):
-        begun = (folder / "environment.json").is_file()
         recipe, session = _session(cell, recipe, place, until, "run")
         prepared = runs.prepare(recipe, session, resumed=begun)
         Row(cell.row or cell.recipe, prepared.recipe, folder, prepared.data[cell.recipe], session).run()
