@@ -125,6 +125,26 @@ def test_shipped__scored_under_dcs_augmentation__only_where_published():
     assert all(loaded(name).evaluate.epochs == 1000 for name in dc)
 
 
+IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+CONSTANTS = {
+    "mnist": ([0.1307], [0.3081]),
+    "fashion-mnist": ([0.2861], [0.3530]),
+    "svhn": ([0.4377, 0.4438, 0.4728], [0.1980, 0.2010, 0.1970]),
+    "cifar10": ([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]),
+    "cifar100": ([0.5071, 0.4866, 0.4409], [0.2673, 0.2564, 0.2762]),
+    "tinyimagenet": IMAGENET,
+    "tinyimagenet-20": IMAGENET,
+    **{f"image{name}": IMAGENET for name in ("nette", "woof", "meow", "squawk", "fruit", "yellow")},
+}
+
+
+@pytest.mark.parametrize("name", [name for name in SINGLE if not name.startswith(("digits", "folder"))])
+def test_shipped__normalised_by_the_published_constants(name):
+    data = loaded(name)["data"]
+    measured = (None, None)  # whitening takes their place
+    assert (data["mean"], data["std"]) == (measured if data["zca"] else CONSTANTS[data["name"]])
+
+
 @pytest.mark.parametrize("network", ["alexnet-bn", "convnet-bn"])
 def test_shipped__across_architectures(network):
     recipe = loaded(f"cifar10-lodm-ipc10-{network}")
@@ -142,9 +162,11 @@ def test_shipped__across_architectures(network):
         ("cifar10-lodm-ipc10", 2, 1.0, 6),
         ("cifar10-lodm-ipc50", 4, 1000.0, 6),
         ("cifar100-lodm-ipc1", 2, 1.0, 6),
+        ("cifar100-lodm-ipc10", 2, 1.0, 6),
         ("mnist-lodm-ipc1", 2, 1.0, 5),
         ("mnist-lodm-ipc10", 8, 1.0, 0),
         ("mnist-lodm-ipc50", 8, 1.0, 0),
+        ("tinyimagenet-lodm-ipc1", 4, 1.0, 6),
         ("tinyimagenet-lodm-ipc10", 4, 1.0, 6),
         ("svhn-lodm-ipc1", 2, 1.0, 5),
         ("imagewoof-lodm-ipc50", 8, 10.0, 6),
@@ -166,9 +188,14 @@ def test_shipped__recorded_settings(name, rank, lr, ops):
         ("cifar10-lodc-ipc1", 2, (1, 1), 300, 0),
         ("cifar10-lodc-ipc10", 2, (10, 50), 300, 0),
         ("cifar10-lodsa-ipc1", 2, (1, 1), 1000, 6),
+        ("cifar100-lodc-ipc1", 2, (1, 1), 300, 0),
+        ("cifar100-lodc-ipc10", 2, (10, 50), 300, 0),
+        ("cifar100-lodsa-ipc1", 2, (1, 1), 1000, 6),
         ("cifar100-lodsa-ipc10", 8, (10, 50), 1000, 6),
+        ("mnist-lodc-ipc1", 2, (1, 1), 1000, 0),
         ("mnist-lodc-ipc10", 2, (10, 50), 1000, 0),
         ("mnist-lodsa-ipc1", 2, (1, 1), 1000, 5),
+        ("mnist-lodsa-ipc10", 2, (10, 50), 1000, 5),
         ("mnist-lodsa-ipc50", 8, (50, 10), 1000, 5),
         ("mnist-lodc-ipc50", 2, (50, 10), 1000, 0),
         ("svhn-lodc-ipc10", 2, (10, 50), 300, 0),
