@@ -507,6 +507,15 @@ def test_resume__damaged_checkpoint__named(halted, left):
     runs.reopen(halted, DEVICE, session().display).run()
 
 
+def test_resume__without_its_log__says_so_and_goes_on(halted):
+    (halted / "log.jsonl").unlink()
+    shown = io.StringIO()
+    runs.reopen(halted, DEVICE, Display(Console(file=shown, width=200))).run()
+    assert "2 of the 2 episodes before are not in log.jsonl; the run goes on all the same" in shown.getvalue()
+    lines = [json.loads(line) for line in (halted / "log.jsonl").read_text().splitlines()]
+    assert [line["episode"] for line in lines] == [2, 3, 4, 5]
+
+
 @pytest.mark.parametrize("stopped", [True, False])
 def test_resume__other_images_than_before__refused(stopped, tmp_path, monkeypatch, request):
     folder = request.getfixturevalue("halted") if stopped else tmp_path

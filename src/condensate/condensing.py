@@ -176,9 +176,13 @@ class Condensation:
         if len(set(ranks.gather(start))) > 1:
             raise UserError(f"not all processes see the same {self.checkpoint}; all hosts must share its folder")
         ranks.same_([*synthetic.stored().values(), *parts["velocity"].values()])
-        if log.is_file() and ranks.first:
-            lines = log.read_text().splitlines(keepends=True)[:start]
-            write(log, "".join(lines))
+        if ranks.first:
+            lines = log.read_text().splitlines(keepends=True)[:start] if log.is_file() else []
+            if len(lines) < start:
+                missing = f"{start - len(lines)} of the {start} episodes before are not in {log.name}"
+                self.session.display.say(f"{self.title}: {missing}; the run goes on all the same")
+            if log.is_file():
+                write(log, "".join(lines))
         return start, parts["velocity"]
 
 
