@@ -86,7 +86,7 @@ class Row:
         """The row's result, from its file if it is there."""
         file, artefact, ranks = self.folder / "result.json", self.condensation.artefact, self.session.ranks
         if ranks.once(file.is_file):
-            return self.done(dict(read_json(file)))
+            return self.checked(dict(read_json(file)))
         self.condensation.begin()
         examples: Examples
         if self.name == FULL:
@@ -104,7 +104,7 @@ class Row:
 
         return ranks.once(finish)
 
-    def done(self, result: Values) -> Values:
+    def checked(self, result: Values) -> Values:
         """A result that is there, if it is of these images and its set is there, too."""
         if result["data"]["fingerprint"] != self.data.fingerprint:
             raise UserError(

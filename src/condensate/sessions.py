@@ -49,7 +49,7 @@ class Session:
             UserError: Another process is at work in the folder, or another run lies in it; and see ``open``.
         """
 
-        def check() -> None:
+        def take() -> None:
             folder.mkdir(parents=True, exist_ok=True)
             there = folder / "recipe.yaml"
             with alone_in(folder):
@@ -58,7 +58,7 @@ class Session:
                 elif there.read_text(encoding="utf-8") != recipe.dump():
                     raise UserError(f"another run lies in {folder}; name another folder, or go on with it by --resume")
 
-        self.ranks.once(check)
+        self.ranks.once(take)
         self.open(folder, recipe)
 
     def open(self, folder: Path, recipe: Recipe) -> None:

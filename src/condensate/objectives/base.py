@@ -33,7 +33,8 @@ def check_alike(synthetic: SyntheticDataset, real: Split) -> None:
     shape, classes = synthetic.parameterization.shape, len(synthetic.classes)
     if shape != real.shape or classes > len(real.classes):
         raise UserError(
-            f"the set has images {shape} of {classes} classes, the real ones are {real.shape} of {len(real.classes)}"
+            f"the set has images {shape} of {classes} classes, the real ones are {real.shape} of {len(real.classes)}; "
+            "make the set for these images, of data.shape and data.classes"
         )
     own, other = synthetic.whitening, real.whitening
     if own is not other and (own is None or other is None or own.digest != other.digest):
