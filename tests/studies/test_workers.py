@@ -56,6 +56,19 @@ def test_each__failure__does_not_wait_for_the_others():
     assert time.monotonic() - began < 60
 
 
+def be_killed_or_linger(item: int) -> None:
+    if item:
+        time.sleep(120)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_each__process_killed__said_in_words_at_once():
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"one of 2 processes was killed .* --resume and fewer --jobs"):
+        each(be_killed_or_linger, [0, 1], 2)
+    assert time.monotonic() - began < 60
+
+
 def test_each__parent_killed__its_processes_end(tmp_path):
     program = (
         "import sys; from functools import partial; from pathlib import Path\n"

@@ -3,12 +3,15 @@
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from threading import Thread
 from typing import Any
 
 import torch
+
+from condensate.errors import UserError
 
 
 def each(work: Callable[[Any], None], items: Iterable[Any], jobs: int = 1) -> None:
@@ -18,6 +21,9 @@ def each(work: Callable[[Any], None], items: Iterable[Any], jobs: int = 1) -> No
         work: Can be pickled; starts from files, so that it does the same in a process of its own.
         items: Likewise.
         jobs: Processes. With one, everything happens here.
+
+    Raises:
+        UserError: A process was killed; whatever ``work`` raised first is raised as it came.
     """
     items = list(items)
     if jobs == 1 or len(items) < 2:
@@ -32,10 +38,15 @@ def each(work: Callable[[Any], None], items: Iterable[Any], jobs: int = 1) -> No
         try:
             for done in as_completed(waiting):
                 done.result()
-        except BaseException:
-            for process in list(pool._processes.values()):  # what they were at goes on when the study does
+        except BaseException as error:
+            for process in list((pool._processes or {}).values()):  # what they were at goes on when the study does
                 process.terminate()
             pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(error, BrokenProcessPool):
+                raise UserError(
+                    f"one of {jobs} processes was killed before its work was done, for want of memory perhaps; what "
+                    "was finished is kept: go on with --resume and fewer --jobs"
+                ) from error
             raise
 
 
