@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import copy_rate, matrix_rate, measure
+from benchmarks.measure import AROUND, KINDS, copy_rate, matrix_rate, measure, show_fused
 from benchmarks.plans import PLANS, check
 from benchmarks.works import QUICK, WORKS, Bench
 from condensate.compute import has_bfloat16
@@ -27,10 +27,12 @@ from condensate.records import environment
 Row = dict[str, Any]
 
 
-def one(name: str, bench: Bench, repeats: int, patience: float) -> list[Row]:
+def one(name: str, bench: Bench, repeats: int, patience: float, profiled: bool = False) -> list[Row]:
     """A piece of work measured in this process, with the machine's rates beside it."""
     if name in PLANS:
         return [check(name, bench.device)]
+    if profiled:
+        show_fused()
     work = WORKS[name](bench)
     if not work.ways:
         return [{"work": work.name, "way": "not measured", "seconds": [], "note": work.note}]
@@ -38,7 +40,7 @@ def one(name: str, bench: Bench, repeats: int, patience: float) -> list[Row]:
     if has_bfloat16(bench.device):
         rates["bfloat16"] = matrix_rate(torch.bfloat16, bench.device)
     copied = copy_rate(bench.device)
-    found = measure(work, repeats, bench.device, patience)
+    found = measure(work, repeats, bench.device, patience, profiled)
     base = found[0].median
     return [
         {
@@ -88,6 +90,12 @@ def shown(row: Row) -> list[str]:
     ]  # fmt: skip
 
 
+def told(row: Row) -> list[str]:
+    """What the time of a row goes to; nothing where that was not looked at."""
+    found = row.get("profile")
+    return [row["work"], row["way"], *(f"{100 * found[kind]:.0f} %" for kind in (*KINDS, AROUND))] if found else []
+
+
 COLUMNS = ["work", "way", "seconds", "min .. max", "faster", "of product rate", "of copy rate", "first", "memory"]
 
 
@@ -98,6 +106,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=7, help="at most, at least three (default 7)")
     parser.add_argument("--patience", type=float, default=60, help="seconds for the repeats of one work (default 60)")
+    parser.add_argument("--profile", action="store_true", help="also say what the time of every way goes to")
     parser.add_argument("--quick", action="store_true", help="few works, narrow networks, three repeats: two minutes")
     parser.add_argument("--only", nargs="+", choices=[*WORKS, *PLANS], help="absent: all")
     parser.add_argument("--one", choices=[*WORKS, *PLANS], help=argparse.SUPPRESS)
@@ -106,11 +115,12 @@ def main() -> None:
     bench = Bench(torch.device(options.device), options.data, options.quick)
     repeats = 3 if options.quick else max(3, options.repeats)
     if options.one:
-        options.json.write_text(json.dumps(one(options.one, bench, repeats, options.patience)))
+        options.json.write_text(json.dumps(one(options.one, bench, repeats, options.patience, options.profile)))
         return
     given = ["--device", options.device, "--repeats", str(repeats), "--patience", str(options.patience)]
     given += ["--data", options.data] if options.data else []
     given += ["--quick"] if options.quick else []
+    given += ["--profile"] if options.profile else []
     rows: list[Row] = []
     for name in options.only or (QUICK if options.quick else [*WORKS, *PLANS]):
         print(f"measuring {name}", file=sys.stderr, flush=True)
@@ -121,6 +131,8 @@ def main() -> None:
             options.json.write_text(json.dumps(content | {"rows": rows}, indent=1) + "\n")
     networks = f"ConvNets of width {bench.width}, {bench.batch_real} real images a class"
     show_table(f"{networks}, {torch.get_num_threads()} threads", COLUMNS, [shown(row) for row in rows])
+    if options.profile:
+        show_table("what the time goes to", ["work", "way", *KINDS, AROUND], [told(row) for row in rows if told(row)])
     for rate in ("float32", "bfloat16"):
         seen = [row["matrix_rates"][rate] for row in rows if rate in row.get("matrix_rates", {})]
         if seen:

@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from statistics import median
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from condensate.compute import like_convolutions
 
@@ -64,6 +66,7 @@ class Measured:
         moved: See ``Work``.
         memory: Bytes held at the peak beyond what was held before; None where the system does not tell.
         note: See ``Work``.
+        profile: Share of the time by what was computed, see ``shares``; None where nobody asked.
     """
 
     work: str
@@ -75,6 +78,7 @@ class Measured:
     moved: float
     memory: int | None
     note: str = ""
+    profile: dict[str, float] | None = None
 
     @property
     def median(self) -> float:
@@ -82,7 +86,7 @@ class Measured:
         return median(self.seconds)
 
 
-def measure(work: Work, repeats: int, device: torch.device, patience: float) -> list[Measured]:
+def measure(work: Work, repeats: int, device: torch.device, patience: float, profiled: bool = False) -> list[Measured]:
     """Time the ways in turn, after one time each to compile and warm up, then look at their memory.
 
     Args:
@@ -90,6 +94,7 @@ def measure(work: Work, repeats: int, device: torch.device, patience: float) -> 
         repeats: Of every way; at least three are made, fewer than ``repeats`` once ``patience`` runs out.
         device: Where it runs.
         patience: Seconds for all repeats.
+        profiled: Whether to look at what their time goes to, in one more time each.
     """
 
     def timed(run: Run, times: int = 1) -> float:
@@ -118,10 +123,44 @@ def measure(work: Work, repeats: int, device: torch.device, patience: float) -> 
     return [
         Measured(
             work.name, name, seconds[name], first[name], way.precision, work.operations, work.moved, memory[name],
-            work.note,
+            work.note, shares(way.run, device) if profiled else None,
         )
         for name, way in work.ways.items()
     ]  # fmt: skip
+
+
+# What the time of a way goes to, by the names of operators and kernels; the first that fits.
+KINDS = {
+    "fused layers": re.compile("cpp_fused|triton"),
+    "convolutions, products": re.compile("conv|gemm|mm$|mm_out|linear|cutlass|xmma|wgrad|dgrad"),
+    "single layers": re.compile(""),
+}
+AROUND = "around them"
+
+
+def shares(run: Run, device: torch.device) -> dict[str, float]:
+    """Share of the time of a way by kind of computation; what is left is the program around it.
+
+    Fused layers are what a compiled program makes of all between convolutions; on the CPU the compiler is to be told
+    beforehand that they shall be seen, see ``show_fused``.
+    """
+    cuda = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as seen:
+        whole = _seconds(run, device)
+    found = dict.fromkeys(KINDS, 0.0)
+    for event in seen.key_averages():
+        spent = event.self_device_time_total if cuda else event.self_cpu_time_total
+        if cuda or re.search("^(aten|mkldnn|mkl)::|cpp_fused", event.key):
+            kind = next(name for name, pattern in KINDS.items() if pattern.search(event.key))
+            found[kind] += spent / 1e6 / whole
+    return found | {AROUND: max(0.0, 1 - sum(found.values()))}
+
+
+def show_fused() -> None:
+    """Let the kernels of compiled programs be seen by the profiler, of all that are compiled from here on."""
+    from torch._inductor import config
+
+    config.cpp.enable_kernel_profile = True
 
 
 def peak_bytes(run: Run, device: torch.device) -> int | None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measure import AROUND, KINDS
 from condensate.atomic import replacing
 from condensate.console import size
 
@@ -83,8 +84,19 @@ def planned(rows: Sequence[Row]) -> list[Sequence[str]]:
     return lines
 
 
+def profiled(rows: Sequence[Row]) -> list[Sequence[str]]:
+    """What the time of every way goes to, as far as that was looked at."""
+    lines: list[Sequence[str]] = [("work", "way", *KINDS, AROUND)]
+    last = ""
+    for row in sorted((row for row in rows if row.get("profile")), key=lambda row: str(row["work"])):
+        shares = [f"{100 * row['profile'][kind]:.0f} %" for kind in (*KINDS, AROUND)]
+        lines.append(("" if row["work"] == last else row["work"], row["way"], *shares))
+        last = row["work"]
+    return lines
+
+
 def tables(folder: Path = EVIDENCE) -> dict[str, str]:
-    """Markdown by the name in a marker: cpu and cuda, and plan, all from the evidence."""
+    """Markdown by the name in a marker: cpu and cuda, profile and plan, all from the evidence."""
     found = {}
     for device in ("cpu", "cuda"):
         file = folder / f"benchmark-{device}.json"
@@ -106,6 +118,7 @@ def tables(folder: Path = EVIDENCE) -> dict[str, str]:
         told = f"{made} (row by row in the evidence). Products: {'; '.join(spans)}."
         found[device] = f"{_markdown(steps(held['rows']))}\n{told}\n"
         if device == "cpu":
+            found["profile"] = _markdown(profiled(held["rows"]))
             found["plan"] = _markdown(planned(held["rows"]))
     return found
 

@@ -35,7 +35,7 @@ from condensate import (
     load,
     load_data,
 )
-from condensate.compute import ComputeOptions, can_compile, has_bfloat16
+from condensate.compute import can_compile, has_bfloat16, usual_chunk
 from condensate.networks import forward_operations
 from condensate.training import Held, Together, mean_loss
 
@@ -90,12 +90,14 @@ class Bench:
     def computes(self, low: bool = True, shape: Shape = (3, 32, 32)) -> dict[str, Compute]:
         """Our ways: compiled where that is possible, also with bfloat16 for what needs no gradient to the pixels."""
         compiled, pixels = can_compile(self.device), shape[1] * shape[2]
-        chunk = ComputeOptions("never", "float32").resolve(self.device, 0.0, pixels).chunk
         said = "" if compiled else ", eager"
-        ways = {f"ours, float32{said}": Compute(compiled, chunk=chunk)}
+        precisions = {"float32": torch.float32}
         if low and has_bfloat16(self.device):
-            ways[f"ours, bfloat16{said}"] = Compute(compiled, torch.bfloat16, chunk)
-        return ways
+            precisions["bfloat16"] = torch.bfloat16
+        return {
+            f"ours, {name}{said}": Compute(compiled, dtype, usual_chunk(self.device, pixels, dtype))
+            for name, dtype in precisions.items()
+        }
 
 
 def synthetic(bench: Bench, stored: Parameterization, classes: int, step_size: float | None = None) -> SyntheticDataset:
@@ -267,13 +269,13 @@ def evaluation(bench: Bench, networks: int, epochs: int) -> Work:
 
     def one_by_one(compute: Compute) -> Way:
         network = bench.network(data).to(memory_format=compute.memory_format)  # type: ignore[call-overload]
-        loss = mean_loss(network, compute)
+        loss, chunk = mean_loss(network, compute), compute.chunk if compute.compiled else None
 
         def run() -> None:
             for number in range(networks):
                 own = streams("evaluate", number)
                 network.reset_(own)
-                fit(network, held, epochs=epochs, generator=own, augment=Augment(), loss=loss)
+                fit(network, held, epochs=epochs, generator=own, chunk=chunk, augment=Augment(), loss=loss)
 
         return Way(run, "bfloat16" if compute.precision == torch.bfloat16 else "float32")
 
@@ -313,6 +315,7 @@ def experts(bench: Bench, count: int) -> Work:
                 part,
                 epochs=1,
                 generator=bench.streams()("expert"),
+                chunk=compute.chunk if compute.compiled else None,
                 augment=Augment(),
                 loss=mean_loss(network, compute),
                 **settings,

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import __main__ as program
 from benchmarks import pages, plans
-from benchmarks.measure import Way, Work, measure, peak_bytes, resident
+from benchmarks.measure import AROUND, KINDS, Way, Work, measure, peak_bytes, resident, shares
 from benchmarks.works import QUICK, WORKS, Bench
 from condensate import Compute
 
@@ -61,6 +61,25 @@ def test_peak_bytes__is_what_is_held_beyond():
     assert resident("VmRSS") > 0
 
 
+def test_shares__say_what_the_time_goes_to():
+    images, weights = torch.randn(16, 8, 32, 32), torch.randn(8, 8, 3, 3)
+
+    def run() -> None:
+        torch.nn.functional.conv2d(images, weights).relu()
+
+    found = shares(run, CPU)
+    assert list(found) == [*KINDS, AROUND]
+    assert sum(found.values()) == pytest.approx(1, abs=0.1)
+    assert found["convolutions, products"] > 0.1
+    assert found["single layers"] > 0
+    assert found["fused layers"] == 0
+
+
+def test_program__profile__is_of_every_way(bench: Bench):
+    assert all(row["profile"] is None for row in program.one("artefact", bench, 3, 0.0))
+    assert all(set(row["profile"]) == {*KINDS, AROUND} for row in program.one("artefact", bench, 3, 0.0, True))
+
+
 def test_names__quick_ones_are_among_them():
     assert set(QUICK) < set(WORKS)
     assert not set(plans.PLANS) & set(WORKS)
@@ -87,7 +106,7 @@ def test_program__shares_are_of_the_rates_beside(bench: Bench, monkeypatch: pyte
 
 def test_pages__performance_md__holds_what_the_evidence_says():
     text = pages.PAGE.read_text()
-    assert len(pages.MARKED.findall(text)) == text.count("<!-- benchmark: ") == 3
+    assert len(pages.MARKED.findall(text)) == text.count("<!-- benchmark: ") == 4
     assert pages.insert(text, pages.tables()) == text, "renew it: python -m benchmarks.pages"
 
 

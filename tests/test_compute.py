@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from condensate import Compute, UserError
-from condensate.compute import WORTH_COMPILING, ComputeOptions, can_compile, has_bfloat16
+from condensate.compute import WORTH_COMPILING, ComputeOptions, can_compile, has_bfloat16, parts
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 WORTH = WORTH_COMPILING["cpu"]
@@ -94,18 +94,36 @@ def test_chunk__below_one_is_refused(chunk: int):
 
 
 @pytest.mark.parametrize(
-    ("device", "pixels", "chunk"),
+    ("device", "side", "precision", "chunk"),
     [
-        ("cpu", 32 * 32, 64),
-        ("cpu", 8 * 8, 64),
-        ("cuda", 32 * 32, 2048),
-        ("cuda", 128 * 128, 128),
-        ("cuda", 512 * 512, 64),
+        ("cpu", 32, "float32", 32),
+        ("cpu", 32, "bfloat16", 64),
+        ("cpu", 8, "float32", 64),
+        ("cpu", 64, "bfloat16", 16),
+        ("cpu", 128, "float32", 2),
+        ("cpu", 512, "float32", 1),
+        ("cuda", 32, "float32", 2048),
+        ("cuda", 32, "bfloat16", 2048),
+        ("cuda", 128, "float32", 128),
+        ("cuda", 512, "float32", 64),
     ],
 )
-def test_chunk__absent__few_on_a_cpu_and_many_on_a_gpu(machine: Any, device: str, pixels: int, chunk: int):
-    asked = ComputeOptions(compile="never", precision="float32")
-    assert asked.resolve(torch.device(device), 0.0, pixels).chunk == chunk
+def test_chunk__absent__few_on_a_cpu_and_many_on_a_gpu(
+    machine: Any, device: str, side: int, precision: Any, chunk: int
+):
+    asked = ComputeOptions(compile="never", precision=precision)
+    assert asked.resolve(torch.device(device), 0.0, side * side).chunk == chunk
+
+
+@pytest.mark.parametrize(
+    ("count", "chunk", "number"),
+    [(0, 64, 1), (1, 64, 1), (64, 64, 1), (65, 64, 2), (80, 32, 4), (256, 41, 8), (2560, 64, 40), (97, 32, 4)],
+)
+def test_parts__equal_ones_where_they_are_not_many_more(count: int, chunk: int, number: int):
+    assert parts(count, chunk) == number
+    pieces = Compute(chunk=chunk).pieces(torch.arange(count))
+    assert torch.equal(torch.cat(pieces), torch.arange(count))
+    assert max(map(len, pieces)) <= chunk
 
 
 def test_chunk__is_kept(machine: Any):

@@ -191,3 +191,28 @@ def test_way__scores_are_distributed_as_one_by_one(way: dict[str, Any]):
     assert abs(float(differences.mean())) < 0.25 * alone.std
     assert float(differences.std()) < 0.5 * alone.std  # networks keep their seeds: pairs differ less than networks do
     assert 0.7 < beside.std / alone.std < 1.4
+
+
+@pytest.mark.parametrize(
+    ("compiled", "together", "norm", "chunk"),
+    [
+        (True, 1, "instance", 64),
+        (False, 1, "instance", None),
+        (True, 2, "instance", None),
+        (True, 1, "batch", None),
+    ],
+)
+def test_evaluate__compiled_alone_and_without_batch_statistics__trains_on_what_a_cache_holds(
+    toy_data: ImageData,
+    monkeypatch: pytest.MonkeyPatch,
+    compiled: bool,
+    together: int,
+    norm: str,
+    chunk: int | None,
+):
+    told = []
+    monkeypatch.setattr("torch.compile", lambda function, **_: function)
+    monkeypatch.setattr(evaluation, "fit", lambda *given, **options: told.append(options["chunk"]))
+    options = {"width": 8, "depth": 2, "norm": norm}
+    score(toy_data, 2, network_options=options, together=together, compute=Compute(compiled))
+    assert set(told) == {chunk}

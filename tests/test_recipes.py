@@ -370,7 +370,7 @@ def test_evaluate__augmentation__with_its_own_operators(changes, name, ops):
 
 def test_compute__defaults_of_library_and_recipe__agree_on_chunk():
     assert resolve("cifar10-lodm-ipc1")["compute"]["chunk"] is None
-    assert ComputeOptions().resolve(torch.device("cpu"), 0.0).chunk == Compute().chunk
+    assert ComputeOptions().resolve(torch.device("cpu"), 0.0, 8 * 8).chunk == Compute().chunk
     assert Compute().precision == torch.float32
 
 

@@ -328,6 +328,22 @@ def test_together__of_soft_labels_is_each_alone():
         torch.testing.assert_close(weights(other), weights(one), rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7])
+def test_fit__batches_piece_by_piece__trains_as_with_whole_ones(chunk: int):
+    whole, pieces, seen = network().double(), network().double(), list[int]()
+
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        seen.append(len(images))
+        return functional.cross_entropy(pieces(images), labels)
+
+    settings: dict[str, Any] = {"epochs": 3, "batch": 7, "lr": 0.1, "augment": Augment(["crop", "scale"])}
+    fit(whole, examples(), generator=seeded(), **settings)
+    fit(pieces, examples(), generator=seeded(), chunk=chunk, loss=loss, **settings)
+    assert max(seen) == chunk
+    assert sum(seen) == 3 * 11
+    torch.testing.assert_close(weights(pieces), weights(whole), rtol=1e-10, atol=1e-12)
+
+
 def test_together__trains_nothing_before_it_is_unstacked():
     networks = stack(2)
     before = [weights(each) for each in networks]

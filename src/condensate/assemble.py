@@ -253,13 +253,15 @@ def make_experts(
     trained = network(recipe, data.shape, outputs or len(data.classes), streams("network"))
     passes = len(store.missing()) * store.epochs * len(data.train)
     asked = ComputeOptions(recipe["compute"]["compile"], "float32")
-    compute = asked.resolve(device, 3 * passes * forward_operations(trained, data.shape))
+    operations = 3 * passes * forward_operations(trained, data.shape)
+    compute = asked.resolve(device, operations, data.shape[1] * data.shape[2])
+    chunk = compute.chunk if compute.compiled and not trained.batch_statistics else None
     trained.to(memory_format=compute.memory_format)  # type: ignore[call-overload]
     loss = mean_loss(trained, compute)
 
     def train(number: int) -> list[Parameters]:
         try:
-            return trajectory(trained, data.train, streams, number, store.epochs, augment, options, loss)
+            return trajectory(trained, data.train, streams, number, store.epochs, augment, options, loss, chunk)
         except UserError as error:
             smaller = f"as in --experts.lr {options.lr / 10:g}"
             raise UserError(f"an expert diverged at experts.lr {options.lr:g}; try a smaller one, {smaller}") from error

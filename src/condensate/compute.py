@@ -15,9 +15,11 @@ from condensate.errors import UserError, unknown
 # pay: two cores do about 100 GFLOP/s (python -m benchmarks prints both). For GPUs it is a guess, not yet measured.
 WORTH_COMPILING = {"cpu": 2e13, "cuda": 1e15}
 
-# Images that go through a network at once: on a CPU few, whose activations stay in its caches; on a GPU many, up to
-# this many pixels of them (2,048 images of 32x32), which keep it busy and take a few gigabytes.
+# Images that go through a network at once: on a CPU few, whose feature maps stay in its caches, by the bytes of one map
+# of each (32 images of 32x32 in float32, 64 in bfloat16) and never more than 64; on a GPU many, up to this many pixels
+# of them (2,048 images of 32x32), which keep it busy and take a few gigabytes.
 CHUNK = 64
+CACHED_BYTES = 128 * 1024
 PIXELS_ON_GPU = 2048 * 32 * 32
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -43,8 +45,8 @@ class Compute:
         return torch.channels_last if self.compiled else torch.contiguous_format
 
     def pieces(self, index: Tensor) -> tuple[Tensor, ...]:
-        """``index`` in pieces of at most a chunk, as equal as can be: few shapes to compile for, none of them tiny."""
-        return index.tensor_split(-(-len(index) // self.chunk))
+        """``index`` in pieces of at most a chunk, see ``parts``."""
+        return index.tensor_split(parts(len(index), self.chunk))
 
     def program(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """``function``, compiled if asked for; call it with few different shapes."""
@@ -59,8 +61,8 @@ class ComputeOptions:
         compile: auto compiles where a C++ compiler is at hand and the planned run is long enough to win it back.
         precision: Of the features or parameter gradients of real images. auto is bfloat16 where the machine has
             instructions for it, else float32.
-        chunk: Images that go through a network at once, the memory knob. null is 64 on a CPU, and on a GPU as many as
-            have the pixels of 2,048 images of 32x32.
+        chunk: Images that go through a network at once, the memory knob. null is, on a CPU, 32 images of 32x32 in
+            float32 and 64 in bfloat16, fewer of larger ones; on a GPU as many as have the pixels of 2,048 of these.
         reuse: Keep the class means of real features (objective dm) in the cache, for runs that differ in storage,
             start, budget or learning rate alone. Numbers stay the same; classes x features x 4 bytes an episode.
     """
@@ -81,15 +83,13 @@ class ComputeOptions:
         for key, known in (("compile", ("auto", "always", "never")), ("precision", ("auto", *PRECISIONS))):
             if getattr(self, key) not in known:
                 raise unknown(f"compute.{key}", str(getattr(self, key)), known)
-        chunk = self.chunk
-        if chunk is None:
-            chunk = CHUNK if device.type == "cpu" else max(CHUNK, PIXELS_ON_GPU // pixels)
-        if chunk < 1:
-            raise UserError(f"compute.chunk must be at least 1, got {chunk}")
         compiled = self.compile == "always" or (self.compile == "auto" and _compiles(device, operations)[0])
         precision = PRECISIONS.get(self.precision)
         if precision is None:
             precision = torch.bfloat16 if has_bfloat16(device) else torch.float32
+        chunk = usual_chunk(device, pixels, precision) if self.chunk is None else self.chunk
+        if chunk < 1:
+            raise UserError(f"compute.chunk must be at least 1, got {chunk}")
         return Compute(compiled, precision, chunk)
 
     def why(self, device: torch.device, operations: float) -> str | None:
@@ -97,6 +97,22 @@ class ComputeOptions:
         if self.compile != "auto":
             return None
         return _compiles(device, operations)[1]
+
+
+def usual_chunk(device: torch.device, pixels: int, precision: torch.dtype) -> int:
+    """Images of so many pixels that go through a network at once where nobody says how many."""
+    if device.type == "cpu":
+        return max(1, min(CHUNK, CACHED_BYTES // (pixels * precision.itemsize)))
+    return max(CHUNK, PIXELS_ON_GPU // pixels)
+
+
+def parts(count: int, chunk: int) -> int:
+    """Into how many parts so many images fall, none larger than a chunk.
+
+    Equal ones where fewer than twice as many as need be will do, for a program is compiled for each size.
+    """
+    least = max(1, -(-count // chunk))
+    return next((number for number in range(least, 2 * least) if count % number == 0), least)
 
 
 def _compiles(device: torch.device, operations: float) -> tuple[bool, str]:

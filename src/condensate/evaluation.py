@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from condensate.compute import Compute
+from condensate.compute import Compute, usual_chunk
 from condensate.errors import UserError
 from condensate.networks import Network, build
 from condensate.ranks import ALONE, Ranks
@@ -89,6 +89,7 @@ def train_networks(
     if len(examples) * sample.numel() * sample.element_size() <= HELD_BYTES:
         examples = Held(examples.images().detach(), examples.labels)
     compute, options = compute or Compute(), network_options or {}
+    chunk: int | None = None
     if compute.compiled:
         torch._dynamo.reset()  # a process may compile a program a few times only, and every kind of network is one
 
@@ -105,6 +106,7 @@ def train_networks(
             generator=generator,
             lr=lr,
             join_last=True,
+            chunk=chunk,
             augment=augment,
             loss=loss,
             bookmark=mark,
@@ -123,6 +125,8 @@ def train_networks(
     one = build(network, shape, classes, streams("program"), **options)
     one.to(memory_format=compute.memory_format)  # type: ignore[call-overload]
     loss = mean_loss(one, compute)
+    if compute.compiled and not one.batch_statistics:
+        chunk = usual_chunk(examples.labels.device, shape[1] * shape[2], compute.precision)
     for repeat in range(start, repeats, every):  # in the one network that the program knows: compiled once
         generator = streams("evaluate", network, repeat)
         one.reset_(generator)

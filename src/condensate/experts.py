@@ -223,6 +223,7 @@ def trajectory(
     augment: Augment,
     options: ExpertOptions,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    chunk: int | None = None,
 ) -> list[Parameters]:
     """Train one expert: its parameters at the start and after every epoch, copies on the CPU.
 
@@ -235,6 +236,7 @@ def trajectory(
         augment: One operator a batch, its parameters per image.
         options: Learning rate and the like.
         loss: The network's, as a program; see ``fit``.
+        chunk: Images of a batch at once; see ``fit``.
     """
     held = PRECISIONS[options.precision]
 
@@ -253,6 +255,7 @@ def trajectory(
         momentum=options.momentum,
         weight_decay=options.weight_decay,
         batch=options.batch,
+        chunk=chunk,
         drop=False,
         augment=augment if augment.ops else None,
         after_epoch=lambda epoch: snapshots.append(snapshot()),

@@ -11,7 +11,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
-from condensate.compute import Compute
+from condensate.compute import Compute, parts
 from condensate.errors import UserError
 from condensate.networks import Network
 
@@ -147,6 +147,7 @@ def fit(
     weight_decay: float = 5e-4,
     batch: int = 256,
     join_last: bool = False,
+    chunk: int | None = None,
     drop: bool = True,
     augment: Augmentation | None = None,
     replay: Examples | None = None,
@@ -171,6 +172,8 @@ def fit(
         batch: Images a step, of each network.
         join_last: Whether a last batch of one image, which has no batch statistics, joins the one before under batch
             normalisation.
+        chunk: Images of a batch that go through the network at once, their gradients added up; absent: all of them, as
+            batch statistics and networks together need it.
         drop: Whether to divide the learning rate by ten after ``epochs // 2`` epochs.
         augment: Drawn anew for every batch.
         replay: Remembered examples: every step takes as many of them, drawn at random, as new ones, and the loss is
@@ -198,10 +201,11 @@ def fit(
             images, labels = examples.images(index), examples.labels[index]
             if replay is None:
                 seen = augment.unpaired(images, *generators) if augment else images
-                value = loss(seen.detach(), labels.detach())
+                pieces = parts(len(seen), chunk or len(seen))
+                value = _add_gradient(loss, seen.detach(), labels.detach(), pieces, len(generators))
             else:
                 value = _rehearsed(network, images, labels, replay, augment, generators[0])
-            (value * len(generators)).backward()  # the mean over all networks' images: each has its own mean
+                value.backward()
             optimizer.step()
             optimizer.zero_grad()
         if after_epoch:
@@ -210,6 +214,22 @@ def fit(
             bookmark.put(partial(_state, network, optimizer, generators, epoch + 1))
     if epochs and not bool(value.isfinite()):
         raise UserError(f"training a network diverged at learning rate {lr:g}; try a smaller one")
+
+
+def _add_gradient(
+    loss: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor, pieces: int, networks: int
+) -> Tensor:
+    """Add the gradient of the mean loss over images, in so many pieces, to the parameters' .grad; the loss.
+
+    Images are those of all networks that train together, of each equally many, and each has a mean of its own.
+    """
+    total = images.new_zeros(())
+    for seen, wanted in zip(images.tensor_split(pieces), labels.tensor_split(pieces), strict=True):
+        share = len(seen) / len(images)
+        value = loss(seen, wanted)
+        (value * (networks * share)).backward()
+        total += value.detach() * share
+    return total
 
 
 def _state(

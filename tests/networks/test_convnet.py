@@ -24,6 +24,24 @@ def small(shape: tuple[int, int, int] = (3, 8, 8), seed: int = 0, **options: Any
     return network
 
 
+# Pooling.
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 10), (2, 3)], ids=str)
+def test_average_pool__as_a_compiled_program_has_it__is_the_librarys(monkeypatch, size: tuple[int, int]):
+    images = torch.randn(2, 3, *size, dtype=torch.float64, generator=seeded(), requires_grad=True)
+    weights = torch.randn(2, 3, size[0] // 2, size[1] // 2, dtype=torch.float64, generator=seeded(1))
+    found = []
+    for compiling in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda compiling=compiling: compiling)
+        pooled = POOLINGS["avg"]()(images)
+        found.append((pooled, *torch.autograd.grad((pooled * weights).sum(), images)))
+    library = functional.avg_pool2d(images, 2)
+    for pooled, gradient in found:
+        torch.testing.assert_close(pooled, library)
+        torch.testing.assert_close(gradient, *torch.autograd.grad((library * weights).sum(), images, retain_graph=True))
+
+
 # Sizes.
 
 

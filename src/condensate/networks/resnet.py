@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from condensate.errors import UserError, unknown
-from condensate.networks.base import Network, Norm, Shape, normalisation
+from condensate.networks.base import AveragePool, Network, Norm, Shape, normalisation
 
 
 class ResNet18(Network):
@@ -80,7 +80,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         changes = before[0] != after[0]
         stride = 2 if changes and pooling == "stride" else 1
-        pools = [nn.AvgPool2d(2)] if changes and pooling == "avg" else []
+        pools = [AveragePool()] if changes and pooling == "avg" else []
         between = (after[0], *before[1:]) if pools else after
         self.residual = nn.Sequential(
             nn.Conv2d(before[0], after[0], 3, stride, padding=1, bias=False),

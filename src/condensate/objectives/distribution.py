@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from condensate.augment import Augment, Transform, transform
-from condensate.compute import Compute
+from condensate.compute import Compute, parts
 from condensate.data import Split
 from condensate.errors import UserError
 from condensate.networks import Network
@@ -157,7 +157,7 @@ class DistributionMatching(Objective):
         """Indices and labels of an episode's real images of this process, all classes alike, chunk by chunk."""
         batches = [self.real.sample(label, self.batch_real, self.streams("real", number, label)) for label in self.own]
         index = torch.cat(batches)
-        count = 1 if self.chunk is None else -(-len(index) // self.chunk)
+        count = 1 if self.chunk is None else parts(len(index), self.chunk)
         return list(zip(index.tensor_split(count), self.own_labels.tensor_split(count), strict=True))
 
     @torch.no_grad()
