@@ -28,7 +28,9 @@ def ours(folder: str, device: str) -> object:
     recipe = resolve("cifar10-dm-ipc1", {"data": {"path": folder}, "compute": apart})
     data = image_data(recipe, where)
     recipe = settle_compute(recipe, data.shape, 10, 10, where)
-    return start(recipe, data, Streams(0, where)), objective(recipe, data, compute(recipe, where), Streams(0, where))
+    return start(recipe, data, Streams(0, where)), objective(
+        recipe, data, compute(recipe, data.shape, where), Streams(0, where)
+    )
 
 
 if __name__ == "__main__":

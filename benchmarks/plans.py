@@ -120,7 +120,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _matching(recipe: Recipe, data: Any, streams: Streams, device: torch.device) -> Any:
-    compute = settling.compute(recipe, device)
+    compute = settling.compute(recipe, data.shape, device)
     if recipe.experts is None:
         return assemble.objective(recipe, data, compute, streams)
     from condensate.augment import Augment

@@ -35,7 +35,7 @@ from condensate import (
     load,
     load_data,
 )
-from condensate.compute import can_compile, has_bfloat16, usual_chunk
+from condensate.compute import ComputeOptions, can_compile, has_bfloat16
 from condensate.networks import forward_operations
 from condensate.training import Held, Together, mean_loss
 
@@ -90,14 +90,10 @@ class Bench:
     def computes(self, low: bool = True, shape: Shape = (3, 32, 32)) -> dict[str, Compute]:
         """Our ways: compiled where that is possible, also with bfloat16 for what needs no gradient to the pixels."""
         compiled, pixels = can_compile(self.device), shape[1] * shape[2]
+        names = ["float32", *(["bfloat16"] if low and has_bfloat16(self.device) else [])]
+        asked = {name: ComputeOptions("always" if compiled else "never", name) for name in names}  # type: ignore[arg-type]
         said = "" if compiled else ", eager"
-        precisions = {"float32": torch.float32}
-        if low and has_bfloat16(self.device):
-            precisions["bfloat16"] = torch.bfloat16
-        return {
-            f"ours, {name}{said}": Compute(compiled, dtype, usual_chunk(self.device, pixels, dtype))
-            for name, dtype in precisions.items()
-        }
+        return {f"ours, {name}{said}": asked[name].resolve(self.device, 0.0, pixels) for name in names}
 
 
 def synthetic(bench: Bench, stored: Parameterization, classes: int, step_size: float | None = None) -> SyntheticDataset:
@@ -269,7 +265,7 @@ def evaluation(bench: Bench, networks: int, epochs: int) -> Work:
 
     def one_by_one(compute: Compute) -> Way:
         network = bench.network(data).to(memory_format=compute.memory_format)  # type: ignore[call-overload]
-        loss, chunk = mean_loss(network, compute), compute.chunk if compute.compiled else None
+        loss, chunk = mean_loss(network, compute), compute.piece
 
         def run() -> None:
             for number in range(networks):
@@ -315,7 +311,7 @@ def experts(bench: Bench, count: int) -> Work:
                 part,
                 epochs=1,
                 generator=bench.streams()("expert"),
-                chunk=compute.chunk if compute.compiled else None,
+                chunk=compute.piece,
                 augment=Augment(),
                 loss=mean_loss(network, compute),
                 **settings,

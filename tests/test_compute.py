@@ -94,25 +94,43 @@ def test_chunk__below_one_is_refused(chunk: int):
 
 
 @pytest.mark.parametrize(
-    ("device", "side", "precision", "chunk"),
+    ("device", "pixels", "chunk"),
     [
-        ("cpu", 32, "float32", 32),
-        ("cpu", 32, "bfloat16", 64),
-        ("cpu", 8, "float32", 64),
-        ("cpu", 64, "bfloat16", 16),
-        ("cpu", 128, "float32", 2),
-        ("cpu", 512, "float32", 1),
-        ("cuda", 32, "float32", 2048),
-        ("cuda", 32, "bfloat16", 2048),
-        ("cuda", 128, "float32", 128),
-        ("cuda", 512, "float32", 64),
+        ("cpu", 32 * 32, 64),
+        ("cpu", 8 * 8, 64),
+        ("cuda", 32 * 32, 2048),
+        ("cuda", 128 * 128, 128),
+        ("cuda", 512 * 512, 64),
     ],
 )
-def test_chunk__absent__few_on_a_cpu_and_many_on_a_gpu(
-    machine: Any, device: str, side: int, precision: Any, chunk: int
+def test_chunk__absent__few_on_a_cpu_and_many_on_a_gpu(machine: Any, device: str, pixels: int, chunk: int):
+    asked = ComputeOptions(compile="never", precision="float32")
+    assert asked.resolve(torch.device(device), 0.0, pixels).chunk == chunk
+
+
+@pytest.mark.parametrize(
+    ("asked", "side", "precision", "at_once"),
+    [
+        ({}, 32, "float32", 32),
+        ({}, 32, "bfloat16", 64),
+        ({}, 8, "float32", 64),
+        ({}, 64, "bfloat16", 16),
+        ({}, 128, "float32", 2),
+        ({}, 512, "float32", 1),
+        ({"chunk": 16}, 32, "float32", 16),
+        ({"chunk": 4000}, 32, "float32", 32),
+        ({"compile": "never"}, 32, "float32", 64),
+    ],
+)
+def test_pieces__compiled_on_a_cpu__suit_its_caches_within_a_chunk(
+    machine: Any, asked: dict[str, Any], side: int, precision: Any, at_once: int
 ):
-    asked = ComputeOptions(compile="never", precision=precision)
-    assert asked.resolve(torch.device(device), 0.0, side * side).chunk == chunk
+    options = ComputeOptions(**({"compile": "always", "precision": precision} | asked))
+    assert options.resolve(CPU, 0.0, side * side).at_once == at_once
+
+
+def test_pieces__on_a_gpu__are_chunks(machine: Any):
+    assert ComputeOptions("always", "float32").resolve(CUDA, 0.0, 32 * 32).at_once == 2048
 
 
 @pytest.mark.parametrize(
@@ -128,7 +146,7 @@ def test_parts__equal_ones_where_they_are_not_many_more(count: int, chunk: int, 
 
 def test_chunk__is_kept(machine: Any):
     assert ComputeOptions(chunk=1).resolve(CPU, 0.0).chunk == 1
-    assert ComputeOptions(chunk=100).resolve(CPU, 1e30) == Compute(True, torch.float32, 100)
+    assert ComputeOptions(chunk=100).resolve(CPU, 1e30) == Compute(True, torch.float32, 100, 32)
 
 
 @pytest.mark.parametrize("options", [{"precision": "float16"}, {"compile": "yes"}], ids=str)

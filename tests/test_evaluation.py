@@ -196,7 +196,7 @@ def test_way__scores_are_distributed_as_one_by_one(way: dict[str, Any]):
 @pytest.mark.parametrize(
     ("compiled", "together", "norm", "chunk"),
     [
-        (True, 1, "instance", 64),
+        (True, 1, "instance", 512),
         (False, 1, "instance", None),
         (True, 2, "instance", None),
         (True, 1, "batch", None),

@@ -189,7 +189,7 @@ def reuse(
     about = environment(data.train.device)
     kind = _seen(recipe, data, outputs) | {
         "streams": [streams.seed, *streams.prefix],
-        "compute": [compute.compiled, str(compute.precision), compute.chunk],
+        "compute": [compute.compiled, str(compute.precision), compute.at_once],
         "made": [about["device"], about["machine"], about["versions"]],  # which decide the last bits
     }
     matching.reuse(cache_folder() / "features", kind)
@@ -255,7 +255,7 @@ def make_experts(
     asked = ComputeOptions(recipe["compute"]["compile"], "float32")
     operations = 3 * passes * forward_operations(trained, data.shape)
     compute = asked.resolve(device, operations, data.shape[1] * data.shape[2])
-    chunk = compute.chunk if compute.compiled and not trained.batch_statistics else None
+    chunk = None if trained.batch_statistics else compute.piece
     trained.to(memory_format=compute.memory_format)  # type: ignore[call-overload]
     loss = mean_loss(trained, compute)
 

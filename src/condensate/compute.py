@@ -15,12 +15,12 @@ from condensate.errors import UserError, unknown
 # pay: two cores do about 100 GFLOP/s (python -m benchmarks prints both). For GPUs it is a guess, not yet measured.
 WORTH_COMPILING = {"cpu": 2e13, "cuda": 1e15}
 
-# Images that go through a network at once: on a CPU few, whose feature maps stay in its caches, by the bytes of one map
-# of each (32 images of 32x32 in float32, 64 in bfloat16) and never more than 64; on a GPU many, up to this many pixels
-# of them (2,048 images of 32x32), which keep it busy and take a few gigabytes.
+# Images that go through a network at once: on a CPU few, on a GPU many, up to this many pixels of them (2,048 images of
+# 32x32), which keep it busy and take a few gigabytes. Fewer yet are best where a CPU's caches hold their feature maps,
+# which is by the bytes of one map of each: 32 images of 32x32 in float32, 64 in bfloat16.
 CHUNK = 64
-CACHED_BYTES = 128 * 1024
 PIXELS_ON_GPU = 2048 * 32 * 32
+CACHED_BYTES = 128 * 1024
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -32,12 +32,14 @@ class Compute:
     Args:
         compiled: Whether its programs go through ``torch.compile``.
         precision: Of what carries no gradient to the pixels (the features or parameter gradients of real images).
-        chunk: Images that go through a network at once; activation memory is that of one chunk.
+        chunk: Images that go through a network at once, at most; activation memory is that of one chunk.
+        piece: Of what may be divided at no cost, images that go through at once; absent: a chunk.
     """
 
     compiled: bool = False
     precision: torch.dtype = torch.float32
     chunk: int = CHUNK
+    piece: int | None = None
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -45,8 +47,13 @@ class Compute:
         return torch.channels_last if self.compiled else torch.contiguous_format
 
     def pieces(self, index: Tensor) -> tuple[Tensor, ...]:
-        """``index`` in pieces of at most a chunk, see ``parts``."""
-        return index.tensor_split(parts(len(index), self.chunk))
+        """``index`` in pieces that cost the least, none larger than a chunk; see ``parts``."""
+        return index.tensor_split(parts(len(index), self.at_once))
+
+    @property
+    def at_once(self) -> int:
+        """Images of a piece, at most."""
+        return self.chunk if self.piece is None else min(self.piece, self.chunk)
 
     def program(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """``function``, compiled if asked for; call it with few different shapes."""
@@ -61,8 +68,8 @@ class ComputeOptions:
         compile: auto compiles where a C++ compiler is at hand and the planned run is long enough to win it back.
         precision: Of the features or parameter gradients of real images. auto is bfloat16 where the machine has
             instructions for it, else float32.
-        chunk: Images that go through a network at once, the memory knob. null is, on a CPU, 32 images of 32x32 in
-            float32 and 64 in bfloat16, fewer of larger ones; on a GPU as many as have the pixels of 2,048 of these.
+        chunk: Images that go through a network at once, at most: the memory knob. null is 64 on a CPU, and on a GPU as
+            many as have the pixels of 2,048 images of 32x32.
         reuse: Keep the class means of real features (objective dm) in the cache, for runs that differ in storage,
             start, budget or learning rate alone. Numbers stay the same; classes x features x 4 bytes an episode.
     """
@@ -87,10 +94,12 @@ class ComputeOptions:
         precision = PRECISIONS.get(self.precision)
         if precision is None:
             precision = torch.bfloat16 if has_bfloat16(device) else torch.float32
-        chunk = usual_chunk(device, pixels, precision) if self.chunk is None else self.chunk
+        chunk = self.chunk
+        if chunk is None:
+            chunk = CHUNK if device.type == "cpu" else max(CHUNK, PIXELS_ON_GPU // pixels)
         if chunk < 1:
             raise UserError(f"compute.chunk must be at least 1, got {chunk}")
-        return Compute(compiled, precision, chunk)
+        return Compute(compiled, precision, chunk, cached(device, pixels, precision) if compiled else None)
 
     def why(self, device: torch.device, operations: float) -> str | None:
         """What auto decides about compiling and why, in words; None where the user decided."""
@@ -99,11 +108,9 @@ class ComputeOptions:
         return _compiles(device, operations)[1]
 
 
-def usual_chunk(device: torch.device, pixels: int, precision: torch.dtype) -> int:
-    """Images of so many pixels that go through a network at once where nobody says how many."""
-    if device.type == "cpu":
-        return max(1, min(CHUNK, CACHED_BYTES // (pixels * precision.itemsize)))
-    return max(CHUNK, PIXELS_ON_GPU // pixels)
+def cached(device: torch.device, pixels: int, precision: torch.dtype) -> int | None:
+    """Images of so many pixels whose feature maps the caches of a CPU hold; None on a GPU."""
+    return max(1, CACHED_BYTES // (pixels * precision.itemsize)) if device.type == "cpu" else None
 
 
 def parts(count: int, chunk: int) -> int:

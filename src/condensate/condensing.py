@@ -90,7 +90,7 @@ class Condensation:
         synthetic = assemble.start(recipe, self.data, self.streams, self.outputs)
         if not options.episodes:
             return synthetic
-        compute = settling.compute(recipe, device)
+        compute = settling.compute(recipe, self.data.shape, device)
         if recipe.experts is not None:
             recipe = self.make_experts(recipe)
         objective = assemble.objective(recipe, self.data, compute, self.streams, self.outputs, self.session.ranks)

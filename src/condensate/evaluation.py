@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from condensate.compute import Compute, usual_chunk
+from condensate.compute import Compute, cached
 from condensate.errors import UserError
 from condensate.networks import Network, build
 from condensate.ranks import ALONE, Ranks
@@ -126,7 +126,7 @@ def train_networks(
     one.to(memory_format=compute.memory_format)  # type: ignore[call-overload]
     loss = mean_loss(one, compute)
     if compute.compiled and not one.batch_statistics:
-        chunk = usual_chunk(examples.labels.device, shape[1] * shape[2], compute.precision)
+        chunk = cached(examples.labels.device, shape[1] * shape[2], compute.precision)
     for repeat in range(start, repeats, every):  # in the one network that the program knows: compiled once
         generator = streams("evaluate", network, repeat)
         one.reset_(generator)

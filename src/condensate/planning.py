@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from condensate import assemble, settling
 from condensate.atomic import replacing
-from condensate.compute import PRECISIONS, like_convolutions
+from condensate.compute import PRECISIONS, cached, like_convolutions, parts
 from condensate.data import KNOWN, ImageData, look
 from condensate.data.cache import folder as cache_folder
 from condensate.data.disk import AHEAD
@@ -28,7 +28,7 @@ from condensate.streams import Streams
 from condensate.whitening import check_size, side_bytes
 
 PATIENCE = 0.8  # seconds a measurement goes on for
-COMPILED_GAIN = 1.7  # how much faster than eager ones compiled programs are, about: python -m benchmarks
+COMPILED_GAIN = 2.1  # how much faster than eager ones compiled programs are, about: python -m benchmarks
 SCRATCH_BYTES = 100 * 2**20  # what libraries take once they are used, whatever the work
 COMPILER_BYTES = 64 * 2**20  # what torch.compile keeps of the programs it has made
 SCORED = 10_000  # images that score, as most data sets have
@@ -151,8 +151,12 @@ def _plan(recipe: Recipe, device: torch.device) -> Plan:
     rates = _rates(settled, shape, classes, at_a_time, device)
     options, evaluated = recipe.condense, recipe.evaluate
     trained = _evaluated_work(recipe, shape, classes) * evaluated.repeats * evaluated.epochs * images
+    held_of_training = at_a_time
     if training.compile == "always":
         trained /= COMPILED_GAIN
+        if training.together == 1:
+            piece = cached(device, shape[1] * shape[2], PRECISIONS[training.precision])
+            held_of_training = min(at_a_time, piece or at_a_time)
     experts = _experts(recipe, shape, classes, data, rates)
     if experts is not None:  # the student's parameters after every step
         held += recipe["objective"]["syn_steps"] * 4 * _parameters(recipe, shape, classes)
@@ -167,7 +171,7 @@ def _plan(recipe: Recipe, device: torch.device) -> Plan:
         settled["compute"]["precision"],
         options.episodes * (work.features / rates.features + work.gradients / rates.gradients),
         trained / rates.training + evaluated.repeats * SCORED / rates.scoring,
-        held + 3 * cost.bits // 8 + _peak(settled, shape, classes, images, at_a_time) + 2 * side,
+        held + 3 * cost.bits // 8 + _peak(settled, shape, classes, images, held_of_training, device) + 2 * side,
         side,
         experts,
     )
@@ -228,7 +232,7 @@ def _rates(recipe: Recipe, shape: Shape, classes: int, batch: int, device: torch
 
 def _measure(recipe: Recipe, shape: Shape, classes: int, batch: int, device: torch.device) -> Rates:
     """Rates of eager programs, in those of compiled ones where the run compiles."""
-    compute = settling.compute(recipe, device)
+    compute = settling.compute(recipe, shape, device)
     net = assemble.network(recipe, shape, classes, Streams(0, device)("rates"))
     precision = torch.float32 if compute.compiled else compute.precision
     low = assemble.network(recipe, shape, classes, Streams(0, device)("rates")).to(precision)
@@ -290,7 +294,7 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
     return sorted(taken)[len(taken) // 2]
 
 
-def _peak(recipe: Recipe, shape: Shape, classes: int, images: int, trained: int) -> int:
+def _peak(recipe: Recipe, shape: Shape, classes: int, images: int, trained: int, device: torch.device) -> int:
     """Bytes at the peak of condensing, training or scoring, whichever is most, beside what lasts all along.
 
     Networks are trained on ``trained`` images at a time, of all that are trained together.
@@ -300,20 +304,22 @@ def _peak(recipe: Recipe, shape: Shape, classes: int, images: int, trained: int)
     hold so much (``python -m benchmarks --only plan-...``), compiled ones about half.
     """
     largest, all_layers, whole = _outputs(recipe, shape, classes)
-    chunk, pixels = recipe["compute"]["chunk"], 4 * torch.Size(shape).numel()
+    compute, pixels = settling.compute(recipe, shape, device), 4 * torch.Size(shape).numel()
+    chunk, piece = compute.chunk, compute.at_once
     half = PRECISIONS[recipe["compute"]["precision"]].itemsize / 4
     matching = OBJECTIVES[recipe["objective"]["name"]]
     each = images // classes
     if whole:  # batch statistics are of whole batches
-        chunk = max(images, classes * recipe["objective"].get("batch_real", 0))
+        chunk = piece = max(images, classes * recipe["objective"].get("batch_real", 0))
     if matching.matches_experts:
         batch = recipe["objective"]["batch_syn"] or images
-        pieces = -(-batch // chunk)
+        pieces = parts(batch, piece)
         matched = 4.0 * all_layers * -(-batch // pieces) + 3 * images * pixels
     elif recipe["objective"]["name"] == "dc":
-        matched = max(2 * half * all_layers * chunk, 4.0 * all_layers * min(chunk, each))
+        matched = max(2 * half * all_layers * piece, 4.0 * all_layers * (each if each <= chunk else piece))
     else:
-        matched = max(2 * half * largest * chunk, 1.0 * all_layers * min(chunk, images))
+        group = max(each, min(piece, images))  # of whole classes
+        matched = max(2 * half * largest * piece, 1.0 * all_layers * (group if group <= chunk else piece))
     lasting = SCRATCH_BYTES
     if recipe["compute"]["compile"] == "always":
         matched, lasting = matched / 2, SCRATCH_BYTES + COMPILER_BYTES

@@ -207,7 +207,7 @@ def settled(recipe: Recipe, data: ImageData, session: Session, resumed: bool) ->
     storage = PARAMETERIZATIONS[recipe["parameterization"]["name"]]
     if not list(storage(1, shape, **recipe.options("parameterization")).parameters()):
         raise UserError(f"{storage.__name__} holds real images and has nothing to condense; set condense.episodes 0")
-    compute = settling.compute(chosen, session.device)
+    compute = settling.compute(chosen, shape, session.device)
     assemble.objective(chosen, data, compute, Streams(0, session.device), ranks=session.ranks)
     assemble.guarantee(chosen, data)
     if chosen.experts is not None and not session.smoke and not resumed:

@@ -65,6 +65,6 @@ def training_way(recipe: Recipe) -> Values:
     return {"together": options.together, "compute": compute}
 
 
-def compute(recipe: Recipe, device: torch.device) -> Compute:
-    """How the objective computes."""
-    return ComputeOptions(**recipe["compute"]).resolve(device, 0.0)
+def compute(recipe: Recipe, shape: Shape, device: torch.device) -> Compute:
+    """How the objective computes on images of a shape, of a recipe in which that is settled."""
+    return ComputeOptions(**recipe["compute"]).resolve(device, 0.0, shape[1] * shape[2])

@@ -39,8 +39,9 @@ class DistributionMatching(Objective):
     Distribution Matching", WACV 2023, equation 5.
 
     Real features carry no gradient: they run chunk by chunk, in the precision and by the program of ``compute``. The
-    synthetic side runs by groups of whole classes, and a class larger than a chunk twice, first for its mean; both are
-    equal to one big graph. Networks with batch statistics take each side in one forward, as published.
+    synthetic side runs by groups of whole classes, and a class larger than a chunk piece by piece and twice, first for
+    its mean; both are equal to one big graph. Networks with batch statistics take each side in one forward, as
+    published.
 
     Several processes deal the classes out: each takes real and synthetic images of its own classes alone.
 
@@ -85,6 +86,7 @@ class DistributionMatching(Objective):
         self.own = ranks.share(range(self.classes))
         self.size = (real.shape[1], real.shape[2])
         self.chunk = None if network.batch_statistics else compute.chunk
+        self.piece = None if network.batch_statistics else compute.at_once
         self.network = network.requires_grad_(False).train()
         self.network.to(memory_format=compute.memory_format)  # type: ignore[call-overload]
         self.low = network if compute.precision == torch.float32 else deepcopy(self.network).to(compute.precision)
@@ -157,7 +159,7 @@ class DistributionMatching(Objective):
         """Indices and labels of an episode's real images of this process, all classes alike, chunk by chunk."""
         batches = [self.real.sample(label, self.batch_real, self.streams("real", number, label)) for label in self.own]
         index = torch.cat(batches)
-        count = 1 if self.chunk is None else parts(len(index), self.chunk)
+        count = 1 if self.piece is None else parts(len(index), self.piece)
         return list(zip(index.tensor_split(count), self.own_labels.tensor_split(count), strict=True))
 
     @torch.no_grad()
@@ -193,8 +195,10 @@ class DistributionMatching(Objective):
     def _groups(self, labels: Tensor) -> list[Group]:
         """The groups of a set, made once for as long as its labels stay: making them waits for a GPU."""
         if self._grouped is None or self._grouped[0] is not labels or self._grouped[1] != labels._version:
-            parts = _whole_classes(labels, self.chunk, self.own)
-            groups = [_group(labels, index, self.classes, self.chunk) for index in parts]
+            groups = []
+            for index in _whole_classes(labels, self.piece, self.own):
+                whole = self.chunk is None or len(index) <= self.chunk  # else it goes through twice
+                groups.append(_group(labels, index, self.classes, None if whole else self.piece))
             self._grouped = labels, labels._version, groups
         return self._grouped[2]
 
@@ -213,24 +217,24 @@ def _augmented_features(network: Network, compute: Compute) -> Callable[..., Ten
     return features
 
 
-def _group(labels: Tensor, index: Tensor, classes: int, chunk: int | None) -> Group:
-    """The group of the images at ``index``."""
+def _group(labels: Tensor, index: Tensor, classes: int, piece: int | None) -> Group:
+    """The group of the images at ``index``, divided into pieces or, if None, whole."""
     weights = one_hot(labels[index], classes).float()
     count = weights.sum(0)
     weights = weights / count.clamp(min=1)
-    size = chunk or len(index)
-    return list(zip(index.split(size), weights.split(size), strict=True)), (count > 0).float()
+    pieces = 1 if piece is None else parts(len(index), piece)
+    return list(zip(index.tensor_split(pieces), weights.tensor_split(pieces), strict=True)), (count > 0).float()
 
 
-def _whole_classes(labels: Tensor, chunk: int | None, own: list[int]) -> list[Tensor]:
-    """Indices of images of the classes ``own``, by groups of whole classes of at most ``chunk`` images, or of one."""
+def _whole_classes(labels: Tensor, piece: int | None, own: list[int]) -> list[Tensor]:
+    """Indices of images of the classes ``own``, by groups of whole classes of at most ``piece`` images, or of one."""
     order = labels.argsort(stable=True)
-    if chunk is None:
+    if piece is None:
         return [order]
     groups: list[list[Tensor]] = [[]]
     of_classes = order.split(labels.bincount().tolist())
     for of_class in (of_classes[label] for label in own if label < len(of_classes)):
-        if groups[-1] and sum(map(len, groups[-1])) + len(of_class) > chunk:
+        if groups[-1] and sum(map(len, groups[-1])) + len(of_class) > piece:
             groups.append([])
         if len(of_class):
             groups[-1].append(of_class)

@@ -68,7 +68,7 @@ class GradientMatching(Objective):
 
     The gradient through the gradient is one ``torch.func`` program a class, which compiles, and no class waits for
     another. Real batches run chunk by chunk in the precision of ``compute``. A class of more synthetic images than a
-    chunk runs twice: for its gradient g, then each chunk for the pixel gradient of <its gradient, dD/dg>; both are
+    chunk runs twice: for its gradient g, then each piece for the pixel gradient of <its gradient, dD/dg>; both are
     equal to one big graph. BatchNorm layers take in 16 real images of every class before each match and are frozen
     during it, as published, so that chunks are exact for them too.
 
@@ -207,7 +207,7 @@ class GradientMatching(Objective):
         self, state: State, synthetic: SyntheticDataset, read: Reader, index: Tensor, target: Named
     ) -> Tensor:
         """Add the gradient of one class's distance to ``target`` to what is stored; the distance."""
-        pieces = self.compute.pieces(index)
+        pieces = self.compute.pieces(index) if len(index) > self.compute.chunk else (index,)
         program, other, loss = self._match, target, None
         if len(pieces) > 1:
             mean = self._mean_gradient(state, read, index)
