@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import AROUND, KINDS, copy_rate, matrix_rate, measure, show_fused
+from benchmarks import pages
+from benchmarks.measure import copy_rate, matrix_rate, measure, show_fused
 from benchmarks.plans import PLANS, check
 from benchmarks.works import QUICK, WORKS, Bench
 from condensate.compute import has_bfloat16
@@ -90,12 +91,6 @@ def shown(row: Row) -> list[str]:
     ]  # fmt: skip
 
 
-def told(row: Row) -> list[str]:
-    """What the time of a row goes to; nothing where that was not looked at."""
-    found = row.get("profile")
-    return [row["work"], row["way"], *(f"{100 * found[kind]:.0f} %" for kind in (*KINDS, AROUND))] if found else []
-
-
 COLUMNS = ["work", "way", "seconds", "min .. max", "faster", "of product rate", "of copy rate", "first", "memory"]
 
 
@@ -132,7 +127,8 @@ def main() -> None:
     networks = f"ConvNets of width {bench.width}, {bench.batch_real} real images a class"
     show_table(f"{networks}, {torch.get_num_threads()} threads", COLUMNS, [shown(row) for row in rows])
     if options.profile:
-        show_table("what the time goes to", ["work", "way", *KINDS, AROUND], [told(row) for row in rows if told(row)])
+        head, *lines = pages.profiled(rows)
+        show_table("what the time goes to", head, lines)
     for rate in ("float32", "bfloat16"):
         seen = [row["matrix_rates"][rate] for row in rows if rate in row.get("matrix_rates", {})]
         if seen:

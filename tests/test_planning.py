@@ -51,6 +51,21 @@ def test_plan__data_not_at_hand__all_experts_and_no_time():
     assert planning.plan(resolve("cifar10-dm-ipc1"), torch.device("cpu")).experts is None
 
 
+def test_plan__compiled_training__pieces_but_of_batch_statistics():
+    eager = {"compile": "never", "precision": "float32"}
+
+    def saved(norm: str) -> int:
+        """Bytes by which pieces make training cheaper."""
+        recipe = resolve("cifar10-dm-ipc10", {"network": {"width": 16, "norm": norm}, "compute": eager})
+        whole, pieces = (
+            planning._peak(recipe, (3, 32, 32), 10, 2560, 2560, piece, torch.device("cpu")) for piece in (None, 32)
+        )
+        return whole - pieces
+
+    assert saved("instance") > 0
+    assert saved("batch") == 0
+
+
 def test_plan__stream_of_classes__all_its_orders_and_memories():
     """Five orders condense all classes five times; networks train on 2, 4, ... 10 of the classes: three whole sets."""
     alone, device = planning.plan(resolve("digits-lodm"), torch.device("cpu")), torch.device("cpu")

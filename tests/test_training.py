@@ -344,6 +344,14 @@ def test_fit__batches_piece_by_piece__trains_as_with_whole_ones(chunk: int):
     torch.testing.assert_close(weights(pieces), weights(whole), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("case", ["together", "batch statistics", "replay"])
+def test_fit__pieces_of_what_needs_whole_batches__refused(case: str):
+    trained = {"together": Together(stack(2)), "batch statistics": network(norm="batch")}.get(case, network())
+    replay = examples() if case == "replay" else None
+    with pytest.raises(ValueError, match="chunk must be None"):
+        fit(trained, examples(), epochs=1, generator=[seeded(), seeded(1)], chunk=4, replay=replay)
+
+
 def test_together__trains_nothing_before_it_is_unstacked():
     networks = stack(2)
     before = [weights(each) for each in networks]

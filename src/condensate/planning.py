@@ -151,12 +151,11 @@ def _plan(recipe: Recipe, device: torch.device) -> Plan:
     rates = _rates(settled, shape, classes, at_a_time, device)
     options, evaluated = recipe.condense, recipe.evaluate
     trained = _evaluated_work(recipe, shape, classes) * evaluated.repeats * evaluated.epochs * images
-    held_of_training = at_a_time
+    piece = None
     if training.compile == "always":
         trained /= COMPILED_GAIN
         if training.together == 1:
             piece = cached(device, shape[1] * shape[2], PRECISIONS[training.precision])
-            held_of_training = min(at_a_time, piece or at_a_time)
     experts = _experts(recipe, shape, classes, data, rates)
     if experts is not None:  # the student's parameters after every step
         held += recipe["objective"]["syn_steps"] * 4 * _parameters(recipe, shape, classes)
@@ -171,7 +170,7 @@ def _plan(recipe: Recipe, device: torch.device) -> Plan:
         settled["compute"]["precision"],
         options.episodes * (work.features / rates.features + work.gradients / rates.gradients),
         trained / rates.training + evaluated.repeats * SCORED / rates.scoring,
-        held + 3 * cost.bits // 8 + _peak(settled, shape, classes, images, held_of_training, device) + 2 * side,
+        held + 3 * cost.bits // 8 + _peak(settled, shape, classes, images, at_a_time, piece, device) + 2 * side,
         side,
         experts,
     )
@@ -294,10 +293,18 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
     return sorted(taken)[len(taken) // 2]
 
 
-def _peak(recipe: Recipe, shape: Shape, classes: int, images: int, trained: int, device: torch.device) -> int:
+def _peak(
+    recipe: Recipe,
+    shape: Shape,
+    classes: int,
+    images: int,
+    trained: int,
+    piece_trained: int | None,
+    device: torch.device,
+) -> int:
     """Bytes at the peak of condensing, training or scoring, whichever is most, beside what lasts all along.
 
-    Networks are trained on ``trained`` images at a time, of all that are trained together.
+    Networks are trained on ``trained`` images at a time, of all that are trained together, in such pieces if any.
 
     Of an image, training holds the outputs of all layers on the way, gradients with the way back once more where the
     program may be differentiated again, and twice that under a gradient of gradients. Eager programs were measured to
@@ -311,6 +318,8 @@ def _peak(recipe: Recipe, shape: Shape, classes: int, images: int, trained: int,
     each = images // classes
     if whole:  # batch statistics are of whole batches
         chunk = piece = max(images, classes * recipe["objective"].get("batch_real", 0))
+    elif piece_trained:
+        trained = min(trained, piece_trained)
     if matching.matches_experts:
         batch = recipe["objective"]["batch_syn"] or images
         pieces = parts(batch, piece)

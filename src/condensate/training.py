@@ -173,7 +173,7 @@ def fit(
         join_last: Whether a last batch of one image, which has no batch statistics, joins the one before under batch
             normalisation.
         chunk: Images of a batch that go through the network at once, their gradients added up; absent: all of them, as
-            batch statistics and networks together need it.
+            batch statistics, networks together and replay need it.
         drop: Whether to divide the learning rate by ten after ``epochs // 2`` epochs.
         augment: Drawn anew for every batch.
         replay: Remembered examples: every step takes as many of them, drawn at random, as new ones, and the loss is
@@ -181,7 +181,14 @@ def fit(
         after_epoch: Called with the epoch's number, from 0, after each.
         loss: The network's mean cross-entropy as a program (images, labels) -> scalar, see ``mean_loss``; absent: made.
         bookmark: Where to go on from, and to keep where the training stands; it ends as one that was not stopped.
+
+    Raises:
+        ValueError: For a chunk where batches must be whole.
     """
+    if chunk and (isinstance(network, Together) or network.batch_statistics or replay is not None):
+        raise ValueError(
+            f"chunk must be None, got {chunk}: networks together, batch statistics and replay need whole batches"
+        )
     generators = [generator] if isinstance(generator, torch.Generator) else list(generator)
     loss = loss or mean_loss(network)
     optimizer = SGD(network.parameters(), lr, momentum, weight_decay=weight_decay, fused=True)
