@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import lru_cache
 from typing import ClassVar, final
 
 import torch
@@ -174,34 +175,42 @@ class Augment:
         """What ``draw`` gives for every generator, one after another: ``sets`` for each, computed together."""
         drawn = [self._drawn(generator, sets, size, shared_op) for generator in generators]
         operator, strengths, whole = (torch.cat(parts, -1) if len(parts) > 1 else parts[0] for parts in zip(*drawn))
+
+        def column(*values: float) -> Tensor:
+            return _column(operator.device, *values)
+
+        def on(op: str) -> int:
+            return self.ops.index(op) if op in self.ops else -1
+
+        turn = math.radians(self.rotate)
+        ops, low, high, neutral = zip(  # of every strength; all at once, for a GPU waits for the host here
+            (on("color"), -self.brightness / 2, self.brightness / 2, 0.0),
+            (on("color"), 0.0, self.saturation, 1.0),
+            (on("color"), self.contrast, self.contrast + 1, 1.0),
+            (on("rotate"), -turn, turn, 0.0),
+            (on("flip"), 0.0, 1.0, 1.0),  # below which probability is mirrored: 1 never is
+            (on("scale"), 1 / self.scale, self.scale, 1.0),
+            (on("scale"), 1 / self.scale, self.scale, 1.0),
+        )
+        span = [most - least for least, most in zip(low, high)]
+        strengths = strengths * column(*span) + column(*low)
+        strengths = torch.where(operator == column(*ops), strengths, column(*neutral))
+        *color, angle, flipped, scale_x, scale_y = strengths
+        scale_x = scale_x * torch.where(flipped < self.flip, -1.0, 1.0)
+
+        holes = [self._hole(side) for side in size]
+        shift = whole[0::2].masked_fill(operator != on("crop"), 0)
+        first = whole[1::2] - column(*(hole // 2 for hole in holes))
+        bounds = torch.stack((first.clamp(min=0), torch.minimum(first + column(*holes), column(*size))), 1)
+        box = bounds.flatten(0, 1).masked_fill(operator != on("cutout"), 0)
+
+        down, right = shift
+        cos, sin = angle.cos(), angle.sin()
+        theta = torch.stack((cos * scale_x, -sin * scale_y, right, sin * scale_x, cos * scale_y, down), 1)
         height, width = size
-
-        def on(op: str, drawn: Tensor, neutral: float) -> Tensor:
-            return torch.where(operator == (self.ops.index(op) if op in self.ops else -1), drawn, neutral)
-
-        def within(low: float, high: float, share: Tensor) -> Tensor:
-            return share * (high - low) + low
-
-        bright, saturated, contrasted, turned, flipped, wide, high = strengths
-        brightness = on("color", within(-self.brightness / 2, self.brightness / 2, bright), 0.0)
-        saturation = on("color", within(0.0, self.saturation, saturated), 1.0)
-        contrast = on("color", within(self.contrast, self.contrast + 1, contrasted), 1.0)
-        angle = on("rotate", within(-math.radians(self.rotate), math.radians(self.rotate), turned), 0.0)
-        mirror = on("flip", torch.where(flipped < self.flip, -1.0, 1.0), 1.0)
-        scale_x = on("scale", within(1 / self.scale, self.scale, wide), 1.0) * mirror
-        scale_y = on("scale", within(1 / self.scale, self.scale, high), 1.0)
-        shifts, bounds = [], []
-        for side, (shift, centre) in zip(size, whole.unflatten(0, (2, 2))):
-            hole = self._hole(side)
-            shifts.append(on("crop", shift, 0))
-            first = centre - hole // 2
-            bounds += [on("cutout", first.clamp(min=0), 0), on("cutout", (first + hole).clamp(max=side), 0)]
-        down, right = shifts
-
-        from_x = torch.stack((angle.cos() * scale_x, -angle.sin() * scale_y, right), 1)
-        from_y = torch.stack((angle.sin() * scale_x, angle.cos() * scale_y, down), 1)
-        theta, color = torch.stack((from_x, from_y), 1), torch.stack((brightness, saturation, contrast), 1)
-        return Transform(theta, color, torch.stack(bounds, 1), (height, width), identity=not self.ops)
+        return Transform(
+            theta.unflatten(1, (2, 3)), torch.stack(color, 1), box.T.contiguous(), (height, width), not self.ops
+        )
 
     def _drawn(
         self, generator: torch.Generator, sets: int, size: tuple[int, int], shared_op: bool
@@ -229,3 +238,9 @@ class Augment:
         """
         size, each = (images.shape[2], images.shape[3]), len(images) // len(generators)
         return self.draw_each(generators, each, size, shared_op=True)(images)
+
+
+@lru_cache(maxsize=64, typed=True)
+def _column(device: torch.device, *values: float) -> Tensor:
+    """Numbers as a column (n, 1), put on a device once."""
+    return torch.tensor(values, device=device)[:, None]
