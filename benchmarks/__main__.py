@@ -102,12 +102,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7, help="at most, at least three (default 7)")
     parser.add_argument("--patience", type=float, default=60, help="seconds for the repeats of one work (default 60)")
     parser.add_argument("--profile", action="store_true", help="also say what the time of every way goes to")
+    parser.add_argument("--graphs", action="store_true", help="also replay compiled programs as CUDA graphs")
     parser.add_argument("--quick", action="store_true", help="few works, narrow networks, three repeats: two minutes")
     parser.add_argument("--only", nargs="+", choices=[*WORKS, *PLANS], help="absent: all")
     parser.add_argument("--one", choices=[*WORKS, *PLANS], help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, help="write the table here, too")
     options = parser.parse_args()
-    bench = Bench(torch.device(options.device), options.data, options.quick)
+    bench = Bench(torch.device(options.device), options.data, options.quick, options.graphs)
     repeats = 3 if options.quick else max(3, options.repeats)
     if options.one:
         options.json.write_text(json.dumps(one(options.one, bench, repeats, options.patience, options.profile)))
@@ -115,6 +116,7 @@ def main() -> None:
     given = ["--device", options.device, "--repeats", str(repeats), "--patience", str(options.patience)]
     given += ["--data", options.data] if options.data else []
     given += ["--quick"] if options.quick else []
+    given += ["--graphs"] if options.graphs else []
     given += ["--profile"] if options.profile else []
     rows: list[Row] = []
     for name in options.only or (QUICK if options.quick else [*WORKS, *PLANS]):

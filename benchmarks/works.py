@@ -4,7 +4,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,11 +50,13 @@ class Bench:
         device: Where they run.
         data: Folder of CIFAR-10; None for random images.
         quick: Whether networks are narrow, of width 32, and real batches of 64 a class, so that all ends in minutes.
+        graphs: Whether compiled programs are also replayed as CUDA graphs, in a way of its own.
     """
 
     device: torch.device
     data: str | None = None
     quick: bool = False
+    graphs: bool = False
 
     @property
     def width(self) -> int:
@@ -88,12 +90,18 @@ class Bench:
         return from_arrays(images, labels, images[:classes], labels[::each]).to(self.device)
 
     def computes(self, low: bool = True, shape: Shape = (3, 32, 32)) -> dict[str, Compute]:
-        """Our ways: compiled where that is possible, also with bfloat16 for what needs no gradient to the pixels."""
+        """Our ways: compiled where that is possible, also with bfloat16 for what needs no gradient to the pixels.
+
+        The last of them once more as CUDA graphs, where that is asked for.
+        """
         compiled, pixels = can_compile(self.device), shape[1] * shape[2]
         names = ["float32", *(["bfloat16"] if low and has_bfloat16(self.device) else [])]
         asked = {name: ComputeOptions("always" if compiled else "never", name) for name in names}  # type: ignore[arg-type]
         said = "" if compiled else ", eager"
-        return {f"ours, {name}{said}": asked[name].resolve(self.device, 0.0, pixels) for name in names}
+        ways = {f"ours, {name}{said}": asked[name].resolve(self.device, 0.0, pixels) for name in names}
+        if compiled and self.graphs:
+            ways[f"ours, {names[-1]}, graphs"] = replace(ways[f"ours, {names[-1]}"], graphs=True)
+        return ways
 
 
 def synthetic(bench: Bench, stored: Parameterization, classes: int, step_size: float | None = None) -> SyntheticDataset:

@@ -166,6 +166,23 @@ def test_program__compiled_goes_through_torch_compile_for_fixed_shapes(monkeypat
     assert asked == [(len, {"dynamic": False, "fullgraph": True})]
 
 
+def test_program__replayed__what_it_gave_stays(monkeypatch: pytest.MonkeyPatch):
+    """A CUDA graph writes what it gives in the same place again."""
+    asked, place = [], torch.zeros(3)
+
+    def compile_(function: Any, **options: Any) -> Any:
+        asked.append(options)
+        return lambda given: {"first": place.copy_(function(given)), "all": [place]}
+
+    monkeypatch.setattr("torch.compile", compile_)
+    program = Compute(compiled=True, graphs=True).program(torch.neg)
+    one, other = program(torch.ones(3)), program(torch.zeros(3))
+    assert torch.equal(one["first"], -torch.ones(3))
+    assert torch.equal(one["all"][0], -torch.ones(3))
+    assert torch.equal(other["first"], torch.zeros(3))
+    assert asked == [{"dynamic": False, "fullgraph": True, "options": {"triton.cudagraphs": True}}]
+
+
 def test_memory_format__is_channels_last_for_compiled_programs_only():
     assert Compute(compiled=True).memory_format == torch.channels_last
     assert Compute(compiled=False).memory_format == torch.contiguous_format

@@ -8,8 +8,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from condensate import load, runs
+from condensate import Compute, Streams, assemble, condense, load, runs
 from condensate.console import Display
+from condensate.loop import Progress
 from condensate.recipe import Values
 from condensate.sessions import OutOfTime, Session
 from condensate.sheets import resolve
@@ -17,6 +18,7 @@ from condensate.tables import Cell, Place, Profile, finished, read, run_cell
 
 pytestmark = [pytest.mark.cuda, pytest.mark.filterwarnings("default")]  # the compiler warns of TF32, among others
 
+DEVICE = torch.device("cuda")
 TINY: Values = {
     "network": {"width": 16, "depth": 2},
     "condense": {"episodes": 3, "checkpoint": 1},
@@ -33,7 +35,7 @@ METHODS: dict[str, Values] = {
 
 
 def session() -> Session:
-    return Session(torch.device("cuda"), Display(Console(file=io.StringIO())), TINY)
+    return Session(DEVICE, Display(Console(file=io.StringIO())), TINY)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -64,3 +66,20 @@ def test_run_cell__stopped_after_every_look__goes_on_to_the_end(tmp_path):
             pass
     assert finished(tmp_path, cell)
     assert read(tmp_path, cell)["device"] == torch.cuda.get_device_name()
+
+
+@pytest.mark.parametrize("name", ["digits-lodm", "digits-lodsa"])
+def test_programs__replayed_as_graphs__give_what_they_give_otherwise(name):
+    recipe = resolve(name, TINY).with_values(**METHODS[name])
+    data = assemble.image_data(recipe, DEVICE)
+    losses = []
+    for graphs in (False, True):
+        torch._dynamo.reset()
+        made = assemble.start(recipe, data, Streams(0, DEVICE))
+        compute = Compute(True, torch.bfloat16, 512, graphs=graphs)
+        matching = assemble.objective(recipe, data, compute, Streams(0, DEVICE))
+        reports: list[Progress] = []
+        condense(made, matching, episodes=5, lr=0.1, after=reports.append)
+        losses.append([loss for report in reports for loss in report.losses])
+    assert len(losses[0]) == 5
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
