@@ -12,9 +12,10 @@ from torch.utils._pytree import tree_map
 
 from condensate.errors import UserError, unknown
 
-# Compiling a step takes about a minute and about halves it; below this many operations in the whole run it does not
-# pay: two cores do about 100 GFLOP/s (python -m benchmarks prints both). For GPUs it is a guess, not yet measured.
-WORTH_COMPILING = {"cpu": 2e13, "cuda": 1e15}
+# Compiling a step takes half a minute to a minute and halves it; below this many operations in the whole run it does
+# not pay: two cores do about 100 GFLOP/s eagerly (python -m benchmarks prints both). For GPUs it is a guess, not yet
+# measured.
+WORTH_COMPILING = {"cpu": 1e13, "cuda": 1e15}
 
 # Images that go through a network at once: on a CPU few, on a GPU many, up to this many pixels of them (2,048 images of
 # 32x32), which keep it busy and take a few gigabytes. Fewer yet are best where a CPU's caches hold their feature maps,
