@@ -217,7 +217,7 @@ def _evaluated_work(recipe: Recipe, shape: Shape, classes: int) -> float:
 
 def _rates(recipe: Recipe, shape: Shape, classes: int, batch: int, device: torch.device) -> Rates:
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu x {torch.get_num_threads()}"
-    key = [recipe["network"], shape, classes, batch, recipe["compute"], where, str(torch.__version__)]
+    key = [recipe["network"], shape, classes, batch, recipe["compute"], where, str(torch.__version__), COMPILED_GAIN]
     file = cache_folder() / f"rates-{sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
     try:
         return Rates(**json.loads(file.read_text()))
