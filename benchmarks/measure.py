@@ -107,11 +107,13 @@ def measure(work: Work, repeats: int, device: torch.device, patience: float, pro
 
     first = {name: timed(way.run) for name, way in work.ways.items()}
     times = dict.fromkeys(work.ways, 1)
-    if sum(first.values()) < patience:  # long work warms up in one time
+    if device.type == "cuda":
         for name, way in work.ways.items():
-            warm = timed(way.run)
-            if device.type == "cuda":  # steps follow each other there without waiting, as they do in a run
-                times[name] = max(1, min(50, round(0.2 / warm)))
+            timed(way.run)  # a program that is replayed as a graph is recorded in its second time
+            times[name] = max(1, min(50, round(0.2 / timed(way.run))))  # one behind the other, as they are in a run
+    elif sum(first.values()) < patience:  # long work warms up in one time
+        for way in work.ways.values():
+            way.run()
     seconds: dict[str, list[float]] = {name: [] for name in work.ways}
     began = time.perf_counter()
     for repeat in range(repeats):

@@ -58,7 +58,7 @@ def check(name: str, device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     give_memory_back()
-    before = resident("VmRSS")
+    before = resident("VmRSS") if device.type == "cpu" else torch.cuda.memory_allocated(device)
     recipe = settling.settle_compute(recipe, shape, classes, expected.images_per_class * classes, device)
     synthetic = assemble.start(recipe, data, streams)
     matching = _matching(recipe, data, streams, device)
@@ -100,7 +100,7 @@ def check(name: str, device: torch.device) -> dict[str, Any]:
     found = {
         "episode_seconds": episode,
         "evaluation_seconds_a_network": trained / epochs * options.epochs + scored,
-        "bytes": resident("VmHWM") - before if device.type == "cpu" else torch.cuda.max_memory_allocated(device),
+        "bytes": (resident("VmHWM") if device.type == "cpu" else torch.cuda.max_memory_allocated(device)) - before,
     }
     note = ", ".join(f"{key}: planned {said[key]:.4g}, measured {found[key]:.4g}" for key in said)
     return {

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from condensate import Compute, UserError
-from condensate.compute import WORTH_COMPILING, ComputeOptions, can_compile, has_bfloat16, parts
+from condensate.compute import WORTH_COMPILING, ComputeOptions, can_compile, has_bfloat16, lacking, parts
+from condensate.settling import check_training, settle_training
+from condensate.sheets import resolve
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 WORTH = WORTH_COMPILING["cpu"]
@@ -14,9 +16,13 @@ WORTH = WORTH_COMPILING["cpu"]
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Sets which compilers are installed and what the processor can do."""
+    """Sets which compilers are installed and what the processor can do; Triton is there."""
+    monkeypatch.setattr("condensate.compute.find_spec", lambda name: name)
+    monkeypatch.setattr("condensate.compute.sys.platform", "linux")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.delenv("CXX", raising=False)
 
-    def set_(compilers: tuple[str, ...] = ("g++",), **capabilities: bool) -> None:
+    def set_(compilers: tuple[str, ...] = ("gcc", "g++"), **capabilities: bool) -> None:
         monkeypatch.setattr("condensate.compute.shutil.which", lambda name: name if name in compilers else None)
         monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities)
 
@@ -30,9 +36,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
         ("auto", 0.0, ("g++",), False),
         ("auto", 0.999 * WORTH, ("g++",), False),
         ("auto", WORTH, ("g++",), True),
-        ("auto", 1e30, ("clang++",), True),
-        ("auto", 1e30, ("c++",), True),
-        ("auto", 1e30, ("gcc", "clang", "make"), False),
+        ("auto", 1e30, ("gcc", "clang", "clang++", "c++"), False),  # PyTorch takes g++ alone
         ("auto", 1e30, (), False),
         ("always", 0.0, ("g++",), True),
         ("never", 1e30, ("g++",), False),
@@ -46,15 +50,90 @@ def test_compile__auto_needs_a_long_run_and_a_compiler(
     assert ComputeOptions(compile=asked).resolve(CPU, operations).compiled == compiled
 
 
-def test_compile__always_does_not_ask_for_a_compiler(machine: Any):
-    machine(())
-    assert ComputeOptions(compile="always").resolve(CPU, 0.0).compiled
+@pytest.mark.parametrize(
+    ("device", "platform", "compilers", "variables", "words"),
+    [
+        (CPU, "linux", ("g++",), {}, None),
+        (CPU, "linux", ("clang++", "c++"), {}, "C++ compiler, and g++ is not found; install g++"),
+        (CPU, "darwin", ("clang++",), {}, None),
+        (CPU, "win32", ("cl",), {}, None),
+        (CPU, "linux", ("clang++",), {"CXX": "clang++"}, None),
+        (CPU, "linux", ("g++",), {"CXX": "icpx"}, "C++ compiler, and CXX=icpx is not found; correct CXX"),
+        (CUDA, "linux", ("gcc",), {}, None),
+        (CUDA, "linux", ("clang",), {}, None),
+        (CUDA, "linux", ("g++", "cc"), {}, "a C compiler, and gcc or clang is not found; install gcc"),
+        (CUDA, "linux", ("tcc",), {"CC": "tcc"}, None),
+        (CUDA, "linux", ("gcc",), {"CC": "tcc"}, "a C compiler, and CC=tcc is not found; correct CC"),
+    ],
+)
+def test_lacking__looks_where_pytorch_looks(
+    machine: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    device: torch.device,
+    platform: str,
+    compilers: tuple[str, ...],
+    variables: dict[str, str],
+    words: str | None,
+):
+    machine(compilers)
+    monkeypatch.setattr("condensate.compute.sys.platform", platform)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    said = lacking(device)
+    assert can_compile(device) == (said is None) == (words is None)
+    assert words is None or (said is not None and said.endswith(words))
 
 
-def test_compile__cuda_brings_its_own_compiler(machine: Any):
+def test_lacking__a_gpu_without_triton__says_so(machine: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("condensate.compute.find_spec", lambda name: None)
+    assert lacking(CUDA) == "Triton, which is not installed; pip install triton"
+    assert lacking(CPU) is None
+
+
+@pytest.mark.skipif(not can_compile(CPU), reason="no C++ compiler")
+def test_lacking__of_this_machine__is_what_pytorch_says():
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    assert get_cpp_compiler()
+
+
+@pytest.mark.parametrize("device", [CPU, CUDA], ids=str)
+def test_compile__always_without_a_compiler__is_refused(machine: Any, device: torch.device):
     machine(())
-    assert can_compile(CUDA)
-    assert not can_compile(CPU)
+    with pytest.raises(UserError, match=r"compile is always, but .* compiler.*install g.*--compute.compile never"):
+        ComputeOptions(compile="always", precision="float32").resolve(device, 0.0)
+
+
+def test_why__no_compiler__says_which(machine: Any):
+    machine(())
+    assert str(ComputeOptions().why(CPU, 1e30)).endswith(
+        "torch.compile needs a C++ compiler, and g++ is not found; install g++"
+    )
+
+
+def test_settled__scoring_that_cannot_be_compiled__refused_before_a_run_condenses(machine: Any):
+    machine(())
+    with pytest.raises(UserError, match=r"compile is always.*--evaluate.compile never for scoring"):
+        check_training(resolve("digits-dm").with_values(evaluate={"compile": "always"}), CPU)
+    check_training(resolve("digits-dm"), CPU)
+
+
+@pytest.mark.parametrize(
+    ("shape", "images", "together"),
+    [
+        ((1, 8, 8), 20, 20),
+        ((3, 32, 32), 100, 20),
+        ((3, 32, 32), 800, 16),
+        ((3, 64, 64), 800, 4),
+        ((3, 128, 128), 800, 1),
+    ],
+)
+def test_together__absent_on_a_gpu__as_many_as_there_is_room_for(
+    machine: Any, shape: tuple[int, int, int], images: int, together: int
+):
+    settled = settle_training(resolve("cifar10-dm-ipc1"), shape, 10, images, CUDA)
+    assert settled.evaluate.together == together
+    assert settle_training(resolve("cifar10-dm-ipc1"), shape, 10, images, CPU).evaluate.together == 1
 
 
 @pytest.mark.parametrize(
@@ -172,13 +251,14 @@ def test_program__replayed__what_it_gave_stays(monkeypatch: pytest.MonkeyPatch):
 
     def compile_(function: Any, **options: Any) -> Any:
         asked.append(options)
-        return lambda given: {"first": place.copy_(function(given)), "all": [place]}
+        return lambda given: {"first": place.copy_(function(given)), "all": [place, None]}
 
     monkeypatch.setattr("torch.compile", compile_)
     program = Compute(compiled=True, graphs=True).program(torch.neg)
     one, other = program(torch.ones(3)), program(torch.zeros(3))
     assert torch.equal(one["first"], -torch.ones(3))
     assert torch.equal(one["all"][0], -torch.ones(3))
+    assert one["all"][1] is None
     assert torch.equal(other["first"], torch.zeros(3))
     assert asked == [{"dynamic": False, "fullgraph": True, "options": {"triton.cudagraphs": True}}]
 

@@ -68,10 +68,13 @@ def test_run_cell__stopped_after_every_look__goes_on_to_the_end(tmp_path):
     assert read(tmp_path, cell)["device"] == torch.cuda.get_device_name()
 
 
-@pytest.mark.parametrize("name", ["digits-lodm", "digits-lodsa"])
-def test_programs__replayed_as_graphs__give_what_they_give_otherwise(name):
+@pytest.mark.parametrize("name", ["digits-lodm", "digits-lodsa", "digits-lomtt"])
+def test_programs__replayed_as_graphs__give_what_they_give_otherwise(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("CONDENSATE_CACHE", str(tmp_path))
     recipe = resolve(name, TINY).with_values(**METHODS[name])
     data = assemble.image_data(recipe, DEVICE)
+    if recipe.experts:
+        assemble.make_experts(recipe, data)
     losses = []
     for graphs in (False, True):
         torch._dynamo.reset()

@@ -24,7 +24,7 @@ from condensate import (
     fit,
 )
 from condensate.compute import Compute, can_compile
-from condensate.training import Examples, Held, accuracy
+from condensate.training import Examples, Held, Together, accuracy
 
 SMALL: dict[str, Any] = {"network_options": {"width": 8, "depth": 2}, "epochs": 2}
 
@@ -170,6 +170,36 @@ def test_together__goes_on_after_those_that_are_done(toy_data: ImageData):
     rest = score(toy_data, 5, together=2, done=whole[:3], after=lambda a: told.append(len(a)))
     assert rest.accuracies == pytest.approx(whole, abs=1.01 / 30)
     assert told == [4, 5]
+
+
+@pytest.mark.parametrize(
+    ("start", "repeats", "together", "sizes"),
+    [
+        (0, 20, 16, [10, 10]),
+        (10, 20, 16, [10]),
+        (0, 34, 16, [12, 11, 11]),
+        (12, 34, 16, [11, 11]),
+        (0, 5, 64, [5]),
+        (0, 4, 2, [2, 2]),
+    ],
+)
+def test_together__more_than_a_group__groups_are_even_and_stay_so_where_it_goes_on(
+    toy_data: ImageData, monkeypatch: pytest.MonkeyPatch, start: int, repeats: int, together: int, sizes: list[int]
+):
+    seen: list[int] = []
+
+    class Counted(Together):
+        def __init__(self, networks: Sequence[Network]) -> None:
+            seen.append(len(networks))
+            super().__init__(networks)
+
+    monkeypatch.setattr(evaluation, "Together", Counted)
+    one: dict[str, Any] = {"epochs": 1, "augment": Augment(()), "network_options": {"width": 2, "depth": 1}}
+    trained = evaluation.train_networks(
+        toy_data.train, 3, Streams(0), network="convnet", repeats=repeats, start=start, together=together, **one
+    )
+    assert len(list(trained)) == repeats - start
+    assert seen == sizes
 
 
 @pytest.mark.slow

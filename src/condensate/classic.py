@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import lru_cache
 from typing import ClassVar, final
 
 import torch
@@ -134,7 +135,7 @@ class ClassicAugment:
 
         crop, scale, rotate = on("crop"), on("scale"), on("rotate")
         shift = torch.randint(-self.crop, self.crop + 1, (n, 2), generator=generator, device=device)
-        sides = torch.tensor(shape[1:]).to(device)
+        sides = _numbers(device, *shape[1:])
         factor = torch.rand(n, 2, generator=generator, device=device) * (2 * self.scale) + (1 - self.scale)
         degrees = torch.randint(-self.rotate, self.rotate, (n,), generator=generator, device=device)
         noise = None
@@ -159,3 +160,9 @@ class ClassicAugment:
         channels, height, width = images.shape[1:]
         parts = zip(images.split(len(images) // len(generators)), generators, strict=True)
         return torch.cat([self.draw(own, len(part), (channels, height, width))(part) for part, own in parts])
+
+
+@lru_cache(maxsize=64)
+def _numbers(device: torch.device, *values: int) -> Tensor:
+    """Integers, put on a device once."""
+    return torch.tensor(values, device=device)

@@ -1,14 +1,17 @@
 """Which programs run: compiled or not, and in which precision what needs no gradient is computed."""
 
+import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 from condensate.errors import UserError, unknown
 
@@ -67,7 +70,7 @@ class Compute:
         if not self.graphs:
             return torch.compile(function, dynamic=False, fullgraph=True)
         replayed = torch.compile(function, dynamic=False, fullgraph=True, options={"triton.cudagraphs": True})
-        return lambda *given: tree_map(Tensor.clone, replayed(*given))
+        return lambda *given: tree_map_only(Tensor, Tensor.clone, replayed(*given))
 
 
 @dataclass(frozen=True)
@@ -96,10 +99,18 @@ class ComputeOptions:
             device: Where the run computes.
             operations: Floating-point operations of the whole planned run.
             pixels: Of an image.
+
+        Raises:
+            UserError: For names that are not known, a chunk below 1, or ``always`` where ``torch.compile`` cannot.
         """
         for key, known in (("compile", ("auto", "always", "never")), ("precision", ("auto", *PRECISIONS))):
             if getattr(self, key) not in known:
                 raise unknown(f"compute.{key}", str(getattr(self, key)), known)
+        if self.compile == "always" and (lacks := lacking(device)):
+            raise UserError(
+                f"compile is always, but torch.compile needs {lacks}; or do without: --compute.compile never for "
+                "condensing, --evaluate.compile never for scoring"
+            )
         compiled = self.compile == "always" or (self.compile == "auto" and _compiles(device, operations)[0])
         precision = PRECISIONS.get(self.precision)
         if precision is None:
@@ -136,8 +147,8 @@ def _compiles(device: torch.device, operations: float) -> tuple[bool, str]:
     """Whether compiling is worth its while for a run of so many operations, and why."""
     if operations < WORTH_COMPILING.get(device.type, WORTH_COMPILING["cpu"]):
         return False, f"not compiled: the work, {operations:.1e} operations, is too short to win the compilation back"
-    if not can_compile(device):
-        return False, "not compiled, which takes about twice as long: torch.compile needs a C++ compiler; install g++"
+    if lacks := lacking(device):
+        return False, f"not compiled, which takes about twice as long: torch.compile needs {lacks}"
     return True, f"compiled: the work, {operations:.1e} operations, is long enough to win the compilation back"
 
 
@@ -153,9 +164,30 @@ def like_convolutions() -> Iterator[None]:
         products.fp32_precision = before
 
 
+def lacking(device: torch.device) -> str | None:
+    """What ``torch.compile`` needs and does not find on this machine, and how to get it; None where it finds all.
+
+    It looks where PyTorch looks: on a CPU for ``$CXX`` or else the system's C++ compiler, under its usual name alone;
+    on a GPU for Triton, which builds its launchers with ``$CC``, gcc or clang.
+    """
+    if device.type == "cuda":
+        if find_spec("triton") is None:
+            return "Triton, which is not installed; pip install triton"
+        variable, kind, usual = "CC", "C", ["gcc", "clang"]
+    else:
+        variable, kind, usual = "CXX", "C++", [{"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")]
+    named = os.environ.get(variable)
+    if named is None:
+        found = any(shutil.which(name) for name in usual)
+        return None if found else f"a {kind} compiler, and {' or '.join(usual)} is not found; install {usual[0]}"
+    return (
+        None if shutil.which(named) else f"a {kind} compiler, and {variable}={named} is not found; correct {variable}"
+    )
+
+
 def can_compile(device: torch.device) -> bool:
-    """Whether ``torch.compile`` has the compiler it needs on this machine."""
-    return device.type == "cuda" or any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+    """Whether ``torch.compile`` has what it needs on this machine."""
+    return lacking(device) is None
 
 
 def has_bfloat16(device: torch.device) -> bool:

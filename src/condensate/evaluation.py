@@ -114,11 +114,14 @@ def train_networks(
 
     if together > 1:
         numbers = range(start, repeats, every)
-        for first in range(0, len(numbers), together):
-            made = [fresh(repeat) for repeat in numbers[first : first + together]]
+        while numbers:  # in groups as even as can be: the work of a small one fills no GPU, and is compiled anew
+            groups = -(-len(numbers) // together)
+            size = -(-len(numbers) // groups)
+            made = [fresh(repeat) for repeat in numbers[:size]]
             networks, generators = zip(*made, strict=True)
             stack = Together(networks)
-            train(stack, generators, mean_loss(stack, compute), numbers[first])
+            train(stack, generators, mean_loss(stack, compute), numbers[0])
+            numbers = numbers[size:]
             stack.unstack_()
             yield from networks
         return

@@ -193,11 +193,12 @@ def placed(recipe: Recipe) -> Recipe:
 
 
 def settled(recipe: Recipe, data: ImageData, session: Session, resumed: bool) -> Recipe:
-    """The recipe of a row with nothing left to choose; raises if a network or the budget does not suit the images."""
+    """The recipe of a row with nothing left to choose; raises if a network, the budget or the machine does not suit."""
     classes, shape = len(data.classes), data.shape
     assemble.networks_of(recipe, shape, classes)
     images = classes * assemble.images_per_class(recipe, classes, shape)
     recipe = assemble.normalised(recipe, data)
+    settling.check_training(recipe, session.device)
     if not recipe.condense.episodes:
         return recipe
     chosen = session.ranks.once(lambda: settling.settle_compute(recipe, shape, classes, images, session.device))

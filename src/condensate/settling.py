@@ -10,7 +10,7 @@ from condensate.parameterizations import Shape
 from condensate.recipe import Recipe, Values
 
 TRAINING_BATCH = 256  # images a step of a network that scores, as published
-FILLS_A_GPU = 4096  # images a step of all networks that are trained together there
+FILLS_A_GPU = 4096  # images of 32x32, or as many pixels, a step of all networks that are trained together there
 
 
 def settle_compute(recipe: Recipe, shape: Shape, classes: int, images: int, device: torch.device) -> Recipe:
@@ -53,9 +53,14 @@ def settle_training(
     resolved = ComputeOptions(options.compile, options.precision).resolve(device, work)
     together = options.together
     if together is None:
-        at_a_time = FILLS_A_GPU // min(images, TRAINING_BATCH)
+        at_a_time = FILLS_A_GPU * 32 * 32 // (min(images, TRAINING_BATCH) * shape[1] * shape[2])
         together = 1 if device.type == "cpu" else min(options.repeats, max(1, at_a_time))
     return recipe.with_values(evaluate={**_settled(resolved), "together": together})
+
+
+def check_training(recipe: Recipe, device: torch.device) -> None:
+    """Raise before a run condenses, not after, if networks that score cannot be trained as asked."""
+    ComputeOptions(recipe.evaluate.compile, recipe.evaluate.precision).resolve(device, 0.0)
 
 
 def training_way(recipe: Recipe) -> Values:

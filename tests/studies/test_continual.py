@@ -12,6 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from condensate import LowRank, Streams, UserError, cli, condensing, load, runs
+from condensate.compute import can_compile
 from condensate.console import Display
 from condensate.continual import load_memory
 from condensate.evaluation import train_networks
@@ -317,6 +318,7 @@ def test_run__stopped_between_a_result_and_its_tidying__nothing_is_left(tmp_path
     assert not list(tmp_path.rglob("checkpoints"))
 
 
+@pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="no C++ compiler")
 def test_run__compiled__as_many_programs_as_it_takes(tmp_path, monkeypatch):
     """A process may compile one function eight times; a study goes on."""
     original = torch.compile

@@ -150,14 +150,14 @@ class TrajectoryMatching(Objective):
     def _add_gradient(self, synthetic: SyntheticDataset, current: _Set, number: int, which: int) -> Tensor:
         """Add one expert's share of the gradient to what is stored; its loss."""
         initial, target = self._ends(number, which)
+        length = squared_distance(initial, target)
+        if not float(length) > 0:  # looked at before the way, not behind it: on a GPU looking waits for all before
+            raise UserError("an expert stands still between two snapshots: were its experts trained at all?")
         steps = self._steps(current, number, which)
         path = [initial]
         for step in steps:
             gradient = self._mean_gradient(path[-1], current, step)
             path.append({name: value - current.step_size * gradient[name] for name, value in path[-1].items()})
-        length = squared_distance(initial, target)
-        if not float(length) > 0:
-            raise UserError("an expert stands still between two snapshots: were its experts trained at all?")
         student = path.pop()
         adjoint = {name: value.sub(target[name]).mul_(2 / length) for name, value in student.items()}
         totals = _Set(*(torch.zeros_like(part, dtype=self.dtype) for part in vars(current).values()))
