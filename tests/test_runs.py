@@ -516,6 +516,20 @@ def test_resume__without_its_log__says_so_and_goes_on(halted):
     assert [line["episode"] for line in lines] == [2, 3, 4, 5]
 
 
+def test_resume__other_images_once_all_is_condensed__refused(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(rows.Row, "evaluate", lambda *_: 1 / 0)  # stopped before anything is scored
+        with pytest.raises(ZeroDivisionError):
+            carried_out(tiny(condense={"checkpoint": 1000}), tmp_path)
+    assert (tmp_path / "synthetic.safetensors").is_file()
+    read = runs.assemble.image_data
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.assemble, "image_data", lambda *a: replace(read(*a), fingerprint="of others"))
+        with pytest.raises(UserError, match="begun on other images than digits has now"):
+            runs.reopen(tmp_path, DEVICE, session().display)
+    assert runs.reopen(tmp_path, DEVICE, session().display).run()
+
+
 @pytest.mark.parametrize("stopped", [True, False])
 def test_resume__other_images_than_before__refused(stopped, tmp_path, monkeypatch, request):
     folder = request.getfixturevalue("halted") if stopped else tmp_path

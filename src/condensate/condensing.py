@@ -61,7 +61,7 @@ class Condensation:
     def begin(self) -> None:
         """Write down what is about to be done."""
         self.clock.start()
-        self.session.open(self.folder, self.recipe)
+        self.session.open(self.folder, self.recipe, self.data)
 
     def run(self) -> SyntheticDataset:
         """The set as it was saved, condensed first if it is not there."""

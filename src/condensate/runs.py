@@ -98,7 +98,7 @@ class Run:
         """The same run under a seed in a folder, which is written as far as it needs to be resumed."""
         rows = {name: recipe.with_values(seed=seed) for name, recipe in self.rows.items()}
         run = replace(self, recipe=self.recipe.with_values(seed=seed), rows=rows, folder=folder)
-        self.session.claim(folder, run.recipe)
+        self.session.claim(folder, run.recipe, self.data[self.recipe.name])
         return run
 
     def run(self) -> dict[str, Values]:
@@ -148,7 +148,9 @@ def reopen(
     """The run in a folder, to go on with it, whatever the number of processes; see ``reread``."""
     recipe, session = reread(folder, device, display, threads, "run")
     session = replace(session, ranks=ranks)
-    return replace(prepare(recipe, session, resumed=True), folder=folder)
+    run = replace(prepare(recipe, session, resumed=True), folder=folder)
+    session.same_images(folder, run.data[run.recipe.name])
+    return run
 
 
 def reread(

@@ -8,6 +8,7 @@ import torch
 
 from condensate.atomic import alone_in
 from condensate.console import Display
+from condensate.data import ImageData
 from condensate.errors import UserError
 from condensate.ranks import ALONE, Ranks
 from condensate.recipe import Recipe, Values
@@ -42,7 +43,7 @@ class Session:
         """Whether there is no time for another step of so many seconds."""
         return self.until is not None and time.monotonic() + 2 * step > self.until
 
-    def claim(self, folder: Path, recipe: Recipe) -> None:
+    def claim(self, folder: Path, recipe: Recipe, data: ImageData) -> None:
         """``open`` a folder for a new run; of one that another run has nothing is touched.
 
         Raises:
@@ -59,19 +60,30 @@ class Session:
                     raise UserError(f"another run lies in {folder}; name another folder, or go on with it by --resume")
 
         self.ranks.once(take)
-        self.open(folder, recipe)
+        self.open(folder, recipe, data)
 
-    def open(self, folder: Path, recipe: Recipe) -> None:
+    def same_images(self, folder: Path, data: ImageData) -> None:
+        """Refuse to go on in a folder on other images than what is there was begun on."""
+        begun = folder / "environment.json"
+        if begun.is_file() and read_json(begun).get("images", data.fingerprint) != data.fingerprint:
+            raise UserError(
+                f"the run in {folder} was begun on other images than {data.name} has now; put those back, or begin "
+                "anew in another folder"
+            )
+
+    def open(self, folder: Path, recipe: Recipe, data: ImageData) -> None:
         """Make a folder and write down what is about to be done in it, as far as it takes to go on with it.
 
         Raises:
-            UserError: Another process of the run does not see the folder.
+            UserError: Another process of the run does not see the folder, or what lies in it is of other images.
         """
 
         def write_down() -> None:
+            self.same_images(folder, data)
             folder.mkdir(parents=True, exist_ok=True)
             write(folder / "recipe.yaml", recipe.dump())
             described = {"command": self.command, "recipe": recipe.name, "overrides": self.changes, "smoke": self.smoke}
+            described["images"] = data.fingerprint
             write_json(folder / "environment.json", described | environment(self.device, self.ranks.world))
 
         self.ranks.once(write_down)

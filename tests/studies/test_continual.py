@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from condensate import LowRank, Streams, UserError, cli, condensing, load, runs
+from condensate import LowRank, Streams, UserError, assemble, cli, condensing, load, load_data, runs
 from condensate.compute import can_compile
 from condensate.console import Display
 from condensate.continual import load_memory
@@ -362,7 +362,7 @@ def test_prepare__experts_not_to_be_made__named(tmp_path):
 
 def test_reopen__a_run_of_another_kind__named(tmp_path):
     session = Session(torch.device("cpu"), Display(Console(file=io.StringIO())), {})
-    session.open(tmp_path, resolve("digits-lodm"))
+    session.open(tmp_path, resolve("digits-lodm"), load_data("digits"))
     with pytest.raises(UserError, match="study of condensate run, not of continual; go on with it by: condensate run"):
         continual.reopen(tmp_path, torch.device("cpu"), session.display)
     study(tmp_path / "other")
@@ -517,3 +517,12 @@ def test_resume__a_part_of_a_memory_is_gone__said(tmp_path):
     (row / "step2" / "memory" / "000.safetensors").unlink()
     with pytest.raises(UserError, match=r"step2/memory holds 6 images and not the 14 it had: put back what is gone"):
         continual.reopen(tmp_path, torch.device("cpu"), Display(quiet=True)).run()
+
+
+def test_reopen__other_images_than_before__refused(tmp_path, monkeypatch):
+    begun = study(tmp_path)
+    continual.reopen(tmp_path, torch.device("cpu"), begun.session.display)
+    read = assemble.image_data
+    monkeypatch.setattr(assemble, "image_data", lambda *a: replace(read(*a), fingerprint="of others"))
+    with pytest.raises(UserError, match="begun on other images than digits has now; put those back, or begin anew"):
+        continual.reopen(tmp_path, torch.device("cpu"), begun.session.display)

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from condensate import Streams, UserError, condensing, load
+from condensate import Streams, UserError, assemble, condensing, load, load_data
 from condensate.console import Display
 from condensate.evaluation import train_networks
 from condensate.privacy import Record
@@ -210,6 +211,15 @@ def test_prepare__mistake__named_before_anything_is_written(tmp_path, changes, m
 
 
 def test_reopen__another_run__named(tmp_path):
-    Session(CPU, quiet(), {}).open(tmp_path, resolve("digits-lodm"))
+    Session(CPU, quiet(), {}).open(tmp_path, resolve("digits-lodm"), load_data("digits"))
     with pytest.raises(UserError, match="study of condensate run, not of privacy"):
+        privacy.reopen(tmp_path, CPU, quiet())
+
+
+def test_reopen__other_images_than_before__refused(tmp_path, monkeypatch):
+    study(tmp_path)
+    privacy.reopen(tmp_path, CPU, quiet())
+    read = assemble.image_data
+    monkeypatch.setattr(assemble, "image_data", lambda *a: replace(read(*a), fingerprint="of others"))
+    with pytest.raises(UserError, match="begun on other images than digits has now; put those back, or begin anew"):
         privacy.reopen(tmp_path, CPU, quiet())

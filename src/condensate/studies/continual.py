@@ -47,7 +47,7 @@ class Study:
 
     def at(self, folder: Path) -> "Study":
         """The same study in a folder, which is written as far as it needs to be resumed."""
-        self.session.claim(folder, self.recipe)
+        self.session.claim(folder, self.recipe, self.datasets[0])
         return replace(self, folder=folder)
 
     @property
@@ -178,7 +178,9 @@ def _check_scored(recipe: Recipe, data: ImageData) -> None:
 def reopen(folder: Path, device: torch.device, display: Display, threads: int | None = None) -> Study:
     """The study in a folder, to go on with it; see ``runs.reread``."""
     recipe, session = reread(folder, device, display, threads, "continual")
-    return replace(prepare(recipe, session), folder=folder)
+    study = replace(prepare(recipe, session), folder=folder)
+    session.same_images(folder, study.datasets[0])
+    return study
 
 
 def stream(recipe: Recipe, datasets: Sequence[ImageData], seed: int) -> Stream:

@@ -53,7 +53,7 @@ class Study:
 
     def at(self, folder: Path) -> "Study":
         """The same study in a folder, which is written as far as it needs to be resumed."""
-        self.session.claim(folder, self.recipe)
+        self.session.claim(folder, self.recipe, self.data)
         return replace(self, folder=folder)
 
     @property
@@ -257,7 +257,9 @@ def _check(recipe: Recipe, data: ImageData) -> None:
 def reopen(folder: Path, device: torch.device, display: Display, threads: int | None = None) -> Study:
     """The study in a folder, to go on with it; see ``runs.reread``."""
     recipe, session = reread(folder, device, display, threads, "privacy")
-    return replace(prepare(recipe, session), folder=folder)
+    study = replace(prepare(recipe, session), folder=folder)
+    session.same_images(folder, study.data)
+    return study
 
 
 def _run_shadows(folder: Path, device: str, which: Sequence[tuple[str, int]]) -> None:
