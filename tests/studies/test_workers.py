@@ -56,16 +56,22 @@ def test_each__failure__does_not_wait_for_the_others():
     assert time.monotonic() - began < 60
 
 
-def be_killed_or_linger(item: int) -> None:
-    if item:
-        time.sleep(120)
-    os.kill(os.getpid(), signal.SIGKILL)
+def be_killed_or_linger(folder: Path, whose: int, item: int) -> None:
+    """Kill the process started first (0) or last (1) once both have work."""
+    (folder / f"pid{item}").write_text(str(os.getpid()))
+    while len(list(folder.glob("pid*"))) < 2:
+        time.sleep(0.05)
+    time.sleep(0.2)
+    if sorted(int(file.read_text()) for file in folder.glob("pid*"))[whose] == os.getpid():
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(120)
 
 
-def test_each__process_killed__said_in_words_at_once():
+@pytest.mark.parametrize("whose", [0, 1])
+def test_each__process_killed__said_in_words_at_once(tmp_path, whose):
     began = time.monotonic()
     with pytest.raises(UserError, match=r"one of 2 processes was killed .* --resume and fewer --jobs"):
-        each(be_killed_or_linger, [0, 1], 2)
+        each(partial(be_killed_or_linger, tmp_path, whose), [0, 1], 2)
     assert time.monotonic() - began < 60
 
 

@@ -31,9 +31,10 @@ def each(work: Callable[[Any], None], items: Iterable[Any], jobs: int = 1) -> No
             work(item)
         return
     threads = torch.get_num_threads()
-    with ProcessPoolExecutor(
-        min(jobs, len(items)), get_context("spawn"), initializer=_begin, initargs=(threads,)
-    ) as pool:
+    count = min(jobs, len(items))
+    with ProcessPoolExecutor(count, get_context("spawn"), initializer=_begin, initargs=(threads,)) as pool:
+        for _ in range(count):  # an executor watches over a process once it has a result after its start
+            pool.submit(_nothing)
         waiting = [pool.submit(work, item) for item in items]
         try:
             for done in as_completed(waiting):
@@ -54,6 +55,10 @@ def _begin(threads: int) -> None:
     """Set a process up."""
     torch.set_num_threads(threads)
     end_with_parent()
+
+
+def _nothing() -> None:
+    """Have a process and a result."""
 
 
 def end_with_parent() -> None:
