@@ -361,6 +361,7 @@ def test_own_folder__condensed_in_one_call(capsys, tmp_path):
         (["evaluate"], "PATH"),
         (["show", "nowhere.yaml"], "no recipe file nowhere.yaml"),
         (["plan", "digits-lodm", "--threads", "x"], "whole number"),
+        (["table", "run", "--minutes", "0", "digits", "--data", "nowhere"], "no folder nowhere of data sets"),
     ],
 )
 def test_mistake__one_line_status_2_nothing_written(arguments, message, capsys, tmp_path):
@@ -445,6 +446,29 @@ def test_bug__keeps_its_traceback(monkeypatch):
     monkeypatch.setitem(cli.COMMANDS, "show", Command("", lambda parser: None, lambda options, keys: 1 / 0))
     with pytest.raises(ZeroDivisionError):
         main(["show"])
+
+
+def out_of_python() -> None:
+    raise MemoryError
+
+
+def out_of_the_gpu() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 8 GiB")
+
+
+@pytest.mark.parametrize(
+    ("use_up", "more"),
+    [
+        (out_of_python, ""),
+        (out_of_the_gpu, " for 20.00 GiB more"),
+        (lambda: torch.empty(10**15), f" for {4 * 10**15} bytes more"),
+        (lambda: torch.empty(2**62, 4), ""),
+    ],
+    ids=["python", "cuda", "cpu", "more than can be counted"],
+)
+def test_mistake__too_little_memory(use_up, more, monkeypatch, capsys):
+    monkeypatch.setitem(cli.COMMANDS, "show", Command("", lambda parser: None, lambda *_: use_up()))
+    assert f"there is not enough memory{more}; less is needed with a smaller budget" in fails(capsys, "show")
 
 
 def test_display__not_a_terminal__plain_lines(monkeypatch):

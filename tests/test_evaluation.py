@@ -141,6 +141,20 @@ def test_evaluate__nothing_to_do_is_refused(toy_data: ImageData, repeats: int, e
         score(toy_data, repeats, epochs=epochs)
 
 
+@pytest.mark.parametrize(("train", "test"), [("soft", "hard"), ("hard", "more"), ("more", "hard"), ("none", "hard")])
+def test_evaluate__labels_of_other_classes_are_refused(toy_data: ImageData, train: str, test: str):
+    images, labels = toy_data.train.images(), toy_data.train.labels
+    kinds = {
+        "hard": Held(images, labels),
+        "soft": Held(images, functional.one_hot(labels, 4).float()),
+        "more": Held(images, labels + 1),
+        "none": Held(images[:0], labels[:0]),
+    }
+    message = "are none" if train == "none" else "are of 4 classes, but the networks are to tell 3 apart"
+    with pytest.raises(UserError, match=message):
+        evaluate(kinds[train], kinds[test], 3, Streams(0), repeats=1, epochs=1)
+
+
 def test_evaluate__unknown_network_is_refused(toy_data: ImageData):
     with pytest.raises(UserError, match="did you mean 'convnet'"):
         score(toy_data, 1, network="convnets")

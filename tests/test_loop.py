@@ -96,6 +96,24 @@ def test_condense__unknown_schedule__named():
         condense(toy_set(), Toy(), episodes=1, lr=0.1, schedule="cosin")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"lr": float("nan")}, "lr must be a number of at least 0, got nan"),
+        ({"momentum": float("inf")}, "momentum must be a number of at least 0, got inf"),
+        ({"momentum": 1.0}, "momentum must be below 1, got 1.0"),
+        ({"lr_step": -1.0}, "lr_step must be a number of at least 0, got -1.0"),
+        ({"episodes": -5}, "episodes of at least 0 and a start among them, got -5 and 0"),
+        ({"start": 9}, "episodes of at least 0 and a start among them, got 4 and 9"),
+    ],
+)
+def test_condense__number_without_meaning__named_and_nothing_changed(wrong, message):
+    synthetic, toy = toy_set(), Toy()
+    with pytest.raises(UserError, match=message):
+        condense(synthetic, toy, **({"episodes": 4, "lr": 0.1} | wrong))
+    assert not toy.seen
+
+
 def test_condense__reports_each_episode_once_with_its_mean_loss():
     reports = []
     condense(toy_set(), Toy(), episodes=3, lr=0.1, momentum=0.0, after=lambda p: reports.append((p.episode, p.losses)))

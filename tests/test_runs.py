@@ -507,6 +507,60 @@ def test_resume__damaged_checkpoint__named(halted, left):
     runs.reopen(halted, DEVICE, session().display).run()
 
 
+@pytest.mark.parametrize(
+    ("was", "now"), [("episodes: 6", "episodes: 3"), ("rank: 2", "rank: 1"), ("lr: 1.0", "lr: 2.0")]
+)
+def test_resume__its_recipe_was_changed__refused(halted, was, now):
+    file = halted / "recipe.yaml"
+    before = file.read_text()
+    file.write_text(before.replace(was, now))
+    assert file.read_text() != before
+    with pytest.raises(
+        UserError, match=r"was begun with another recipe: its recipe\.yaml was changed; put back what it"
+    ):
+        runs.reopen(halted, DEVICE, session().display)
+    file.write_text(before)
+    runs.reopen(halted, DEVICE, session().display).run()
+
+
+def test_resume__rows_it_is_compared_with__may_be_changed_and_notes_stay(tmp_path):
+    carried_out(tiny(compare=[]), tmp_path)
+    file = tmp_path / "recipe.yaml"
+    said = "# mine\n" + file.read_text().replace("compare: []", "compare: [random]")
+    file.write_text(said)
+    assert set(runs.reopen(tmp_path, DEVICE, session().display).run()) == {"digits-lodm", "random"}
+    assert file.read_text() == said
+
+
+def test_digest__is_of_what_a_result_hangs_on():
+    recipe = tiny()
+    same = [{"data": {"path": "/elsewhere"}}, {"data": {"hold": "disk", "workers": 3}}, {"compare": ["full"]}]
+    assert {recipe.with_values(**changes).digest for changes in same} == {recipe.digest}
+    other = [{"condense": {"lr": 2.0}}, {"seed": 1}, {"data": {"validation": 0.1}}, {"evaluate": {"epochs": 3}}]
+    assert len({recipe.digest, *(recipe.with_values(**changes).digest for changes in other)}) == 5
+
+
+def test_resume__a_row_of_another_recipe_than_it_was_begun_with__refused(tmp_path):
+    carried_out(tiny(compare=["random"]), tmp_path)
+    row = tmp_path / "compare" / "random"
+    (row / "result.json").unlink()
+    begun = json.loads((row / "environment.json").read_text())
+    begun |= {"recipe_sha256": "0" * 64, "versions": begun["versions"] | {"condensate": "0.0.9"}}
+    (row / "environment.json").write_text(json.dumps(begun))
+    with pytest.raises(UserError, match=r"yaml was changed, or condensate is another than 0\.0\.9; put back"):
+        runs.reopen(tmp_path, DEVICE, session().display).run()
+
+
+def test_prepare__more_than_the_machine_holds__said_before_anything_is_written():
+    with pytest.raises(UserError, match=r"takes [\d,.]+ GiB while it is condensed, and cpu has [\d,.]+ GiB: set a sm"):
+        runs.prepare(tiny(budget={"ipc": 10**9}), session(TINY))
+
+
+def test_prepare__data_of_a_compared_row_cannot_be_read__names_the_row():
+    with pytest.raises(UserError, match=r"row cifar10-lodm-ipc1: .*mean"):
+        runs.prepare(tiny(compare=["cifar10-lodm-ipc1"]), session(TINY))
+
+
 def test_resume__without_its_log__says_so_and_goes_on(halted):
     (halted / "log.jsonl").unlink()
     shown = io.StringIO()

@@ -434,6 +434,14 @@ def test_load__of_a_file_that_contradicts_itself(
         load(rewritten(saved, change))
 
 
+def test_load__of_values_that_are_not_finite(saved: Path):
+    def change(_: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        tensors["a"][0] = torch.nan
+
+    with pytest.raises(UserError, match=r"set\.safetensors holds values that are not finite; .* make it anew"):
+        load(rewritten(saved, change))
+
+
 @pytest.mark.parametrize("text", ["", "{", "null", "[]", "3", '"text"', "{}"])
 def test_load__of_a_file_whose_metadata_are_not_ours(text: str, saved: Path):
     _, tensors = contents(saved)

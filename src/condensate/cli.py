@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import signal
 import sys
 import warnings
@@ -21,6 +22,10 @@ from condensate.schema import complete, describe_keys
 from condensate.sheets import find, shipped
 
 DEFAULT_RECIPE = "digits-lodm"
+LESS_MEMORY = (
+    "less is needed with a smaller budget, network or --data.size, a smaller --compute.chunk, or --data.hold disk; "
+    "condensate plan says how much; a run that was begun is gone on with by --resume"
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,6 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         _tell(ranks, f"cannot use {error.filename or 'a file'}: {error.strerror or error}")
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not _is_of_memory(error):
+            raise
+        asked = re.search(r"ried to allocate (\S+ \S+[^\s.])", str(error))
+        _tell(ranks, f"there is not enough memory{f' for {asked[1]} more' if asked else ''}; {LESS_MEMORY}")
+        return 2
     except KeyboardInterrupt:
         print("condensate: interrupted", file=sys.stderr)
         return 130
@@ -68,6 +79,12 @@ def _tell(ranks: Ranks, why: str) -> None:
     """Say why the program ends. Where all processes end alike, torchrun is not to end those that are not the first."""
     if ranks.tell(f"condensate: {why}") and ranks.world > 1:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Whether memory was asked for in vain, of Python, PyTorch or the GPU."""
+    said = ("can't allocate memory", "not enough memory", "Storage size calculation overflow")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(part in str(error) for part in said)
 
 
 def _nothing(*_: Any, **__: Any) -> None:
@@ -87,7 +104,7 @@ def _execute(name: str, given: list[str], ranks: Ranks) -> None:
             named = next((token for token in own if token in shipped()), DEFAULT_RECIPE)
             print(f"recipe keys, with the values of {named}:\n\n{describe_keys(complete(named, find(named)[1]))}")
         return
-    options = parser.parse_args(own)
+    options = parser.parse_intermixed_args(own)
     if ranks.world > 1 and command.alone:
         raise UserError(f"condensate {name} is not for several processes: {command.alone}")
     if getattr(options, "threads", None):

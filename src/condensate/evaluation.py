@@ -8,6 +8,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from condensate.compute import Compute, cached
 from condensate.errors import UserError
@@ -84,6 +85,7 @@ def train_networks(
         bookmark: Keeps where the training of the networks from a number on stands, see ``fit``.
     """
     _check(repeats, epochs)
+    _check_labels("the images to train on", examples.labels, classes)
     sample = examples.images(examples.labels.new_zeros(1, dtype=torch.int64))
     shape = (sample.shape[1], sample.shape[2], sample.shape[3])
     if len(examples) * sample.numel() * sample.element_size() <= HELD_BYTES:
@@ -177,6 +179,7 @@ def evaluate(
         bookmark: See ``train_networks``.
     """
     _check(repeats, epochs)
+    _check_labels("the images to score on", test.labels, classes)
     accuracies = list(done[:repeats])
     start = len(accuracies)
     trained = train_networks(
@@ -207,3 +210,11 @@ def evaluate(
 def _check(repeats: int, epochs: int) -> None:
     if repeats < 1 or epochs < 1:
         raise UserError(f"evaluation needs at least one network and one epoch, got {repeats} and {epochs}")
+
+
+def _check_labels(kind: str, labels: Tensor, classes: int) -> None:
+    if not len(labels):
+        raise UserError(f"{kind} are none; expected at least one")
+    told = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
+    if told > classes or (labels.ndim == 2 and told < classes):
+        raise UserError(f"the labels of {kind} are of {told} classes, but the networks are to tell {classes} apart")

@@ -76,10 +76,17 @@ def condense(
         ranks: Processes that condense the same set together, each objective told its share of them.
 
     Raises:
-        UserError: The loss is not finite, or the schedule is unknown.
+        UserError: The loss is not finite, or the schedule is unknown, or a number has no meaning.
     """
     if schedule not in SCHEDULES:
         raise unknown("condense.schedule", schedule, SCHEDULES)
+    if not 0 <= start <= episodes:
+        raise UserError(f"expected episodes of at least 0 and a start among them, got {episodes} and {start}")
+    for name, value in {"lr": lr, "momentum": momentum, "lr_labels": lr_labels, "lr_step": lr_step}.items():
+        if not 0 <= value < math.inf:
+            raise UserError(f"{name} must be a number of at least 0, got {value}")
+    if momentum >= 1:
+        raise UserError(f"momentum must be below 1, got {momentum}")
     rates: dict[str, tuple[Tensor, float]] = {
         f"stored.{name}": (parameter, lr) for name, parameter in synthetic.parameterization.named_parameters()
     }

@@ -1,9 +1,11 @@
 """Recipes: complete descriptions of a run, section by section."""
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import Any, Literal
 
 import yaml
@@ -211,6 +213,12 @@ class Recipe:
         """
         recipe = self.with_values(data={"path": None, "hold": "memory", "workers": None}, compute={"reuse": False})
         return recipe if recipe.experts is None else recipe.with_values(experts={"store": None, "make": True})
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that a result hangs on: of ``anywhere`` without the rows it is compared with."""
+        values = {section: content for section, content in self.anywhere().values.items() if section != "compare"}
+        return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def dump(self) -> str:
         """The recipe as YAML, what it is in a comment at the top."""

@@ -17,7 +17,7 @@ from condensate.ranks import ALONE, Ranks
 from condensate.recipe import Evaluate, Recipe, Values, merge
 from condensate.rows import FULL, Row
 from condensate.schema import complete
-from condensate.sessions import Session
+from condensate.sessions import Session, check_recipe
 from condensate.sheets import find, resolve, shipped
 from condensate.streams import Streams
 
@@ -128,13 +128,16 @@ def prepare(recipe: Recipe, session: Session, *, resumed: bool = False) -> Run:
         data = assemble.image_data(recipe, session.device, session.ranks)
     if recipe.name in recipe["compare"]:
         raise UserError(f"{recipe.name} cannot be compared with itself; take it out of compare")
-    rows, datasets = {recipe.name: recipe}, {recipe.name: data}
+    rows: dict[str, Recipe] = {recipe.name: recipe}
+    datasets: dict[str, ImageData] = {}
     for row in recipe["compare"]:
         rows[row] = row_recipe(recipe, row, data, session)
-        same = session.smoke or rows[row]["data"] == recipe["data"]
-        datasets[row] = data if same else assemble.image_data(rows[row], session.device, session.ranks)
     for row, found in rows.items():
         try:
+            if not session.smoke and found["data"] != recipe["data"]:
+                datasets[row] = assemble.image_data(found, session.device, session.ranks)
+            else:
+                datasets[row] = data
             assemble.scoring_split(found, datasets[row])
             rows[row] = found if row == FULL else settled(found, datasets[row], session, resumed)
         except UserError as error:
@@ -149,7 +152,7 @@ def reopen(
     recipe, session = reread(folder, device, display, threads, "run")
     session = replace(session, ranks=ranks)
     run = replace(prepare(recipe, session, resumed=True), folder=folder)
-    session.same_images(folder, run.data[run.recipe.name])
+    session.same_beginning(folder, run.recipe, run.data[run.recipe.name])
     return run
 
 
@@ -159,8 +162,8 @@ def reread(
     """The recipe in a folder and its session, under the number of threads it was started with.
 
     Raises:
-        UserError: There is no run, or another command's, or it was started on another kind of device or with other
-            threads than asked for.
+        UserError: There is no run, or another command's, or its recipe was changed, or it was started on another kind
+            of device or with other threads than asked for.
     """
     try:
         before = json.loads((folder / "environment.json").read_text())
@@ -172,6 +175,7 @@ def reread(
             raise ValueError("its recipe.yaml is cut off")  # the seed is the last it says
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder} holds no run to go on with: {' '.join(str(error).split())}") from error
+    check_recipe(folder, before, recipe)
     if session.command != command:
         raise UserError(
             f"{folder} is a study of condensate {session.command}, not of {command}; go on with it by: "
@@ -201,6 +205,7 @@ def settled(recipe: Recipe, data: ImageData, session: Session, resumed: bool) ->
     images = classes * assemble.images_per_class(recipe, classes, shape)
     recipe = assemble.normalised(recipe, data)
     settling.check_training(recipe, session.device)
+    settling.check_memory(recipe, shape, classes, session.device)
     if not recipe.condense.episodes:
         return recipe
     chosen = session.ranks.once(lambda: settling.settle_compute(recipe, shape, classes, images, session.device))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from condensate import __version__
 from condensate.atomic import alone_in
 from condensate.console import Display
 from condensate.data import ImageData
@@ -62,10 +63,12 @@ class Session:
         self.ranks.once(take)
         self.open(folder, recipe, data)
 
-    def same_images(self, folder: Path, data: ImageData) -> None:
-        """Refuse to go on in a folder on other images than what is there was begun on."""
-        begun = folder / "environment.json"
-        if begun.is_file() and read_json(begun).get("images", data.fingerprint) != data.fingerprint:
+    def same_beginning(self, folder: Path, recipe: Recipe, data: ImageData) -> None:
+        """Refuse to go on in a folder under another recipe, or on other images, than what is there was begun with."""
+        file = folder / "environment.json"
+        begun = read_json(file) if file.is_file() else {}
+        check_recipe(folder, begun, recipe)
+        if begun.get("images", data.fingerprint) != data.fingerprint:
             raise UserError(
                 f"the run in {folder} was begun on other images than {data.name} has now; put those back, or begin "
                 "anew in another folder"
@@ -75,15 +78,17 @@ class Session:
         """Make a folder and write down what is about to be done in it, as far as it takes to go on with it.
 
         Raises:
-            UserError: Another process of the run does not see the folder, or what lies in it is of other images.
+            UserError: Another process of the run does not see the folder, or what lies in it is of other images or of
+                another recipe.
         """
 
         def write_down() -> None:
-            self.same_images(folder, data)
+            self.same_beginning(folder, recipe, data)
             folder.mkdir(parents=True, exist_ok=True)
-            write(folder / "recipe.yaml", recipe.dump())
+            if not (folder / "recipe.yaml").is_file() or not (folder / "environment.json").is_file():
+                write(folder / "recipe.yaml", recipe.dump())
             described = {"command": self.command, "recipe": recipe.name, "overrides": self.changes, "smoke": self.smoke}
-            described["images"] = data.fingerprint
+            described |= {"images": data.fingerprint, "recipe_sha256": recipe.digest}
             write_json(folder / "environment.json", described | environment(self.device, self.ranks.world))
 
         self.ranks.once(write_down)
@@ -92,6 +97,17 @@ class Session:
                 f"not all processes see {folder}; on several hosts a run needs a folder that they share: name one in "
                 "--out, by its whole path"
             )
+
+
+def check_recipe(folder: Path, begun: Values, recipe: Recipe) -> None:
+    """Refuse a recipe that is not the one that a run in a folder was begun with, by its environment.json."""
+    if begun.get("recipe_sha256", recipe.digest) != recipe.digest:
+        version = begun["versions"]["condensate"]
+        other = f", or condensate is another than {version}" if version != __version__ else ""
+        raise UserError(
+            f"the run in {folder} was begun with another recipe: its recipe.yaml was changed{other}; put back what it "
+            "was, or begin anew in another folder"
+        )
 
 
 class OutOfTime(BaseException):

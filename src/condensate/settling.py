@@ -1,9 +1,12 @@
 """What a recipe leaves to the machine, settled: compilation, precision, and how many networks train together."""
 
+import os
+
 import torch
 
 from condensate.assemble import networks_of
 from condensate.compute import PRECISIONS, Compute, ComputeOptions
+from condensate.errors import UserError
 from condensate.networks import NETWORKS, forward_operations
 from condensate.objectives import OBJECTIVES
 from condensate.parameterizations import Shape
@@ -61,6 +64,20 @@ def settle_training(
 def check_training(recipe: Recipe, device: torch.device) -> None:
     """Raise before a run condenses, not after, if networks that score cannot be trained as asked."""
     ComputeOptions(recipe.evaluate.compile, recipe.evaluate.precision).resolve(device, 0.0)
+
+
+def check_memory(recipe: Recipe, shape: Shape, classes: int, device: torch.device) -> None:
+    """Raise before anything is written where a machine cannot hold the stored numbers, gradients and momentum."""
+    needed = recipe.budget.bits(classes, shape) // 8 * (3 if recipe.condense.episodes else 1)
+    if device.type == "cuda":
+        there = torch.cuda.get_device_properties(device).total_memory
+    else:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise UserError(
+            f"what the budget allows takes {needed / 2**30:,.1f} GiB while it is condensed, and {device} has "
+            f"{there / 2**30:,.1f} GiB: set a smaller --budget.ipc or --budget.bytes"
+        )
 
 
 def training_way(recipe: Recipe) -> Values:

@@ -232,6 +232,8 @@ def load(path: str | os.PathLike[str]) -> SyntheticDataset:
         ) from error
     if text is None:
         raise UserError(f"{path} is a safetensors file, but not of condensate: it has no 'condensate' metadata")
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        raise UserError(f"{path} holds values that are not finite; it was changed since it was saved: make it anew")
     try:
         metadata = json.loads(text)
         newer = metadata["format"] > FORMAT

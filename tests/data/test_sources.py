@@ -258,6 +258,41 @@ def test_folders__nested_images__belong_to_the_class(tmp_path: Path):
     assert load(path=str(tmp_path)).train.counts().tolist() == [4, 4]
 
 
+def test_folders__links__are_followed(tmp_path: Path):
+    folders(tmp_path / "far")
+    (tmp_path / "near").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "near" / split).symlink_to(tmp_path / "far" / split)
+    (tmp_path / "far" / "train" / "a").rename(tmp_path / "a")
+    (tmp_path / "far" / "train" / "a").mkdir()
+    (tmp_path / "far" / "train" / "a" / "more").symlink_to(tmp_path / "a")
+    assert load(path=str(tmp_path / "near")).train.counts().tolist() == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("link", "to", "message"),
+    [
+        ("train/a/x.png", "gone.png", r"a.x.png is a link to gone.png, which is not there; put that back or remove"),
+        ("train/c", "gone", r"train.c is a link to gone, which is not there"),
+        ("train/a/all", "..", r"a.all.a is a link to .*train.a, whose images are in .*train.a already; remove one"),
+        ("train/a/again", ".", r"a.again is a link to .*train.a, whose images are in .*train.a already; remove one"),
+    ],
+)
+def test_folders__link_to_nothing_or_back__is_refused(tmp_path: Path, link: str, to: str, message: str):
+    folders(tmp_path)
+    (tmp_path / link).symlink_to(to)
+    with pytest.raises(UserError, match=message):
+        load(path=str(tmp_path))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_folders__folder_that_cannot_be_read__is_named(tmp_path: Path):
+    folders(tmp_path)
+    (tmp_path / "train" / "a" / "more").mkdir(mode=0)
+    with pytest.raises(UserError, match=r"cannot read the folder .*a.more: Permission denied"):
+        load(path=str(tmp_path))
+
+
 def test_folders__class_without_images__is_refused(tmp_path: Path):
     folders(tmp_path)
     (tmp_path / "test" / "c").mkdir()

@@ -70,6 +70,8 @@ def _run(options: argparse.Namespace) -> None:
         raise UserError("say how long: condensate table run --minutes 60 (0 tells what is next)")
     if options.into:
         raise UserError("--into is for table show")
+    if options.data is not None and not options.data.is_dir():
+        raise UserError(f"no folder {options.data} of data sets; expected one as in {options.data / 'cifar10'}")
     device, display = chosen_device(options.device), Display()
     cells = tables.queue(device.type, options.names)
     missing = [cell for cell in cells if not tables.finished(options.results, cell)]

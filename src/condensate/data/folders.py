@@ -22,11 +22,12 @@ def find(folder: Path) -> Source | None:
     """Images under ``train/<class>`` and ``test/<class>``, or under ``<class>``; None if there is neither.
 
     Classes are the names of the folders in sorted order. Every file below a class folder is an image of the class,
-    however deep, but for hidden ones. A folder without splits is divided: of each class the same
+    however deep and through links, but for hidden ones. A folder without splits is divided: of each class the same
     fifth is always held for testing, and a warning says so.
 
     Raises:
-        UserError: If a split is missing, or the splits differ in classes, or a class has no images.
+        UserError: If a split is missing, or the splits differ in classes, or a class has no images, or a link leads
+            nowhere or to a folder that is in the class already.
     """
     test = next((folder / split for split in TEST_NAMES if (folder / split).is_dir()), None)
     train = folder / "train"
@@ -74,10 +75,13 @@ def find(folder: Path) -> Source | None:
 
 def _items(folder: Path) -> tuple[list[str], Items]:
     """Class names, and the images of all classes in the order of their paths."""
-    classes = sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    children = [child for child in folder.iterdir() if not child.name.startswith(".")]
+    for child in children:
+        _check_link(str(child))
+    classes = sorted(child.name for child in children if child.is_dir())
     items: Items = []
     for label, name in enumerate(classes):
-        files = [file for file in _below(str(folder / name)) if os.path.isfile(file)]
+        files = list(_below(str(folder / name)))
         if not files:
             raise UserError(f"class folder {folder / name} holds no images; add some or remove the folder")
         items += [(file, label) for file in sorted(files, key=lambda file: file.split(os.sep))]
@@ -85,10 +89,30 @@ def _items(folder: Path) -> tuple[list[str], Items]:
 
 
 def _below(folder: str) -> Iterator[str]:
-    """What lies below a folder, hidden files and folders apart; plain strings, for there may be millions."""
-    for place, folders, files in os.walk(folder):
+    """Files below a folder, hidden ones and folders apart, through links; plain strings, for there may be millions."""
+    been: set[str] = set()
+    for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
+        real = os.path.realpath(place)
+        if real in been:
+            raise UserError(f"{place} is a link to {real}, whose images are in {folder} already; remove one of the two")
+        been.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (os.path.join(place, name) for name in files if not name.startswith("."))
+        for file in (os.path.join(place, name) for name in files if not name.startswith(".")):
+            _check_link(file)
+            if os.path.isfile(file):
+                yield file
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from error
+
+
+def _check_link(path: str) -> None:
+    """Refuse a link to nothing: what it is to stand for would be missed without a word."""
+    if os.path.islink(path) and not os.path.exists(path):
+        raise UserError(
+            f"{path} is a link to {os.readlink(path)}, which is not there; put that back or remove the link"
+        )
 
 
 def _hash(item: tuple[Path, int]) -> bytes:

@@ -179,7 +179,7 @@ def reopen(folder: Path, device: torch.device, display: Display, threads: int | 
     """The study in a folder, to go on with it; see ``runs.reread``."""
     recipe, session = reread(folder, device, display, threads, "continual")
     study = replace(prepare(recipe, session), folder=folder)
-    session.same_images(folder, study.datasets[0])
+    session.same_beginning(folder, study.recipe, study.datasets[0])
     return study
 
 

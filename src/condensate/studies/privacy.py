@@ -258,7 +258,7 @@ def reopen(folder: Path, device: torch.device, display: Display, threads: int | 
     """The study in a folder, to go on with it; see ``runs.reread``."""
     recipe, session = reread(folder, device, display, threads, "privacy")
     study = replace(prepare(recipe, session), folder=folder)
-    session.same_images(folder, study.data)
+    session.same_beginning(folder, study.recipe, study.data)
     return study
 
 
