@@ -88,6 +88,42 @@ def test_sample__class_without_images__is_refused():
         only_first.sample(2, 1, seeded())
 
 
+def test_sample_all__draws_distinct_images_of_every_class():
+    split = arrays().train
+    index = split.sample_all(8, seeded())
+    assert index.shape == (3, 8)
+    assert all(len(set(row)) == 8 for row in index.tolist())
+    assert split.labels[index].tolist() == [[label] * 8 for label in range(3)]
+    assert torch.equal(index, split.sample_all(8, seeded()))
+    assert not torch.equal(index, split.sample_all(8, seeded(1)))
+
+
+def test_sample_all__each_image_as_often_in_any_place():
+    split, times = arrays((4, 3)).train, 4000
+    drawn = torch.stack([split.sample_all(3, generator) for generator in [seeded()] for _ in range(times)])
+    for label, size in ((0, 4), (1, 3)):
+        members = (split.labels == label).nonzero().flatten()
+        for place in range(3):
+            seen = (drawn[:, label, place, None] == members).double().mean(0)
+            assert (seen - 1 / size).abs().max() < 5 * (1 / size * (1 - 1 / size) / times) ** 0.5
+
+
+def test_sample_all__small_class__with_replacement_and_one_warning_the_others_without():
+    split = arrays().train
+    with pytest.warns(UserWarning, match=r"10 images .* with replacement: 2 \(8\)$"):
+        index = split.sample_all(10, seeded())
+    assert [len(set(row)) for row in index.tolist()[:2]] == [10, 10]
+    assert (split.labels[index[2]] == 2).all()
+    every = torch.cat([split.sample_all(10, seeded(seed))[2] for seed in range(30)])
+    assert set(every.tolist()) == set((split.labels == 2).nonzero().flatten().tolist())
+
+
+def test_sample_all__class_without_images__is_refused():
+    split = arrays().train
+    with pytest.raises(UserError, match=r"cannot sample class 2 \(2\): it has no images"):
+        split.subset((split.labels < 2).nonzero().flatten()).sample_all(1, seeded())
+
+
 def test_counts__of_every_class():
     split = arrays().train
     assert split.counts().tolist() == [20, 12, 8]

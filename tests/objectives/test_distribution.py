@@ -19,6 +19,7 @@ from condensate import (
     from_arrays,
 )
 from condensate.parameterizations import Parameterization
+from condensate.ranks import ALONE, Ranks
 
 CLASSES, SHAPE, BATCH = 4, (3, 8, 12), 9
 
@@ -288,3 +289,28 @@ def test_dm__groups_of_a_set__not_those_of_another_nor_of_its_labels_before(real
         assert all(torch.equal(a, b) for a, b in zip(gradients(objective, data)[1], expected, strict=True))
     one.labels.copy_(other.labels)
     assert all(torch.equal(a, b) for a, b in zip(gradients(objective, one)[1], wanted[1], strict=True))
+
+
+class AsOnGpu(Streams):
+    """Says that it draws on a GPU, and draws here."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.device = torch.device("cuda")
+
+    def __call__(self, *names: str | int) -> torch.Generator:
+        return Streams(self.seed)(*names)
+
+
+def test_real_batches__on_a_gpu__one_draw_that_does_not_depend_on_the_number_of_processes(real):
+    def drawn(ranks: Ranks = ALONE) -> Tensor:
+        network = build_network("convnet", SHAPE, CLASSES, Streams(2)("net"), width=8, depth=2)
+        objective = DistributionMatching(real, network, Augment(), AsOnGpu(3), ranks=ranks, batch_real=BATCH)
+        index, labels = (torch.cat(parts) for parts in zip(*objective._real_batches(7), strict=True))
+        assert torch.equal(real.labels[index], labels)
+        return index.unflatten(0, (-1, BATCH))
+
+    whole = drawn()
+    assert len(whole.unique()) == CLASSES * BATCH
+    for rank in range(3):
+        assert torch.equal(drawn(Ranks(rank, 3)), whole[rank::3])

@@ -92,7 +92,8 @@ class DistributionMatching(Objective):
         self.low = network if compute.precision == torch.float32 else deepcopy(self.network).to(compute.precision)
         self._features = compute.program(_augmented_features(self.network, compute))
         self._low_features = compute.program(_augmented_features(self.low, compute))
-        self.own_labels = real.labels.new_tensor(self.own).repeat_interleave(batch_real)
+        self.own_rows = real.labels.new_tensor(self.own)
+        self.own_labels = self.own_rows.repeat_interleave(batch_real)
         self.kept: KeptMeans | None = None
         self._grouped: tuple[Tensor, int, list[Group]] | None = None
 
@@ -157,8 +158,11 @@ class DistributionMatching(Objective):
 
     def _real_batches(self, number: int) -> list[tuple[Tensor, Tensor]]:
         """Indices and labels of an episode's real images of this process, all classes alike, chunk by chunk."""
-        batches = [self.real.sample(label, self.batch_real, self.streams("real", number, label)) for label in self.own]
-        index = torch.cat(batches)
+        if self.streams.device.type == "cuda":
+            index = self.real.sample_all(self.batch_real, self.streams("real", number))[self.own_rows].flatten()
+        else:
+            streams = self.streams.under("real", number)
+            index = torch.cat([self.real.sample(label, self.batch_real, streams(label)) for label in self.own])
         count = 1 if self.piece is None else parts(len(index), self.piece)
         return list(zip(index.tensor_split(count), self.own_labels.tensor_split(count), strict=True))
 
