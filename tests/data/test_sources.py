@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import os
@@ -285,10 +286,17 @@ def test_folders__link_to_nothing_or_back__is_refused(tmp_path: Path, link: str,
         load(path=str(tmp_path))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
-def test_folders__folder_that_cannot_be_read__is_named(tmp_path: Path):
+def test_folders__folder_that_cannot_be_read__is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folders(tmp_path)
-    (tmp_path / "train" / "a" / "more").mkdir(mode=0)
+    (tmp_path / "train" / "a" / "more").mkdir()
+    list_folder = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("more"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return list_folder(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(UserError, match=r"cannot read the folder .*a.more: Permission denied"):
         load(path=str(tmp_path))
 
