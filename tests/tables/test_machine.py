@@ -293,6 +293,7 @@ def test_command__show__prints_markdown_and_renews_pages(tmp_path, capsys):
         (["show", "digits", "--results", ".", "--into", "page.md"], "give no TABLE with --into"),
         (["show", "--results", ".", "--into", "page.md"], "no page page.md"),
         (["fill"], "invalid choice: 'fill'"),
+        ([], "required: what; see: condensate table --help"),
     ],
 )
 def test_command__mistakes__in_one_line(tmp_path, monkeypatch, capsys, words, said):

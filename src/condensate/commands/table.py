@@ -19,7 +19,7 @@ def _table_options(parser: argparse.ArgumentParser) -> None:
     known = ", ".join(tables.tables())
     parser.add_argument("what", choices=(SHOW, RUN), help="print tables as Markdown, or run cells that are missing")
     parser.add_argument(
-        "names", nargs="*", metavar="TABLE", help=f"which; absent: all, or those for the device: {known}"
+        "names", nargs="*", default=[], metavar="TABLE", help=f"which; absent: all, or those for the device: {known}"
     )
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="of all cells (results)")
     parser.add_argument("--into", type=Path, nargs="+", metavar="PAGE", help="show: renew the tables between markers")
