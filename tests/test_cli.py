@@ -194,7 +194,7 @@ def test_zca__rows_of_real_images__are_real_images(tmp_path):
 def test_zca__lowrank_is_the_best_fit_to_whitened_images(tmp_path):
     same = [*ZCA, "--condense.episodes", "0", "--start.name", "real", "--compare", "[]"]
     low = [*same, "--parameterization.name", "lowrank", "--parameterization.rank", "2", "--budget.bytes", "1280"]
-    assert main(["run", *low, "--budget.ipc", "null", "--out", "low"]) == 0
+    assert main(["run", *low, "--out", "low"]) == 0
     assert main(["run", *same, "--out", "pixels"]) == 0
     images, whole = (load(tmp_path / name).images().detach() for name in ("low", "pixels"))
     singular = torch.linalg.svdvals(whole)
@@ -320,8 +320,9 @@ def test_own_folder__condensed_in_one_call(capsys, tmp_path):
         (["run", "digits-lodm", "--data.name", "digitz"], "unknown data set 'digitz'; did you mean 'digits'"),
         (["run", "digits-lodm", "--parameterization.rank", "0"], "rank must be in [1, 8]"),
         (["run", "digits-lodm", "--parameterization.rank", "4"], "the largest rank that helps is 3"),
-        (["run", "digits-lodm", "--budget.ipc", "null", "--budget.bytes", "100"], "--budget.bytes 1280"),
-        (["run", "digits-lodm", "--budget.bytes", "100"], "either ipc or bytes"),
+        (["run", "digits-lodm", "--budget.bytes", "100"], "--budget.bytes 1280"),
+        (["run", "digits-lodm", "--budget.bytes", "1280", "--budget.ipc", "1"], "either ipc or bytes, got 1 and 1280"),
+        (["run", "digits-lodm", "--data.std", "0.5", "--data.zca", "true"], "drop --data.std"),
         (["run", "digits-lodm", "--network.depth", "9"], "the largest depth is 3"),
         (["run", "digits-lodm", "--evaluate.networks", "convnt"], "unknown network 'convnt'; did you mean 'convnet'"),
         (

@@ -383,6 +383,14 @@ def test_zca__switched_on__sets_the_stated_normalisation_aside():
     assert merged == {"data": {"mean": None, "std": None, "zca": True, "path": "x"}}
 
 
+@pytest.mark.parametrize(("one", "other"), [("ipc", "bytes"), ("bytes", "ipc")])
+def test_budget__one_given__takes_the_place_of_the_other(one, other):
+    merged = merge({"budget": {one: None, other: 3}}, {"budget": {one: 2000}})
+    assert merged == {"budget": {one: 2000, other: None}}
+    assert merge({"budget": {one: 2, other: None}}, {"budget": {one: 2, other: 3}})["budget"] == {one: 2, other: 3}
+    assert resolve("digits-lodm", {"budget": {"bytes": 5000}}).budget.bits(10, (1, 8, 8)) == 40000
+
+
 def test_zca__with_a_normalisation_stated_beside_it__refused():
     with pytest.raises(UserError, match=r"ZCA takes the place of normalisation: drop --data\.std"):
         resolve("digits-dm", {"data": {"zca": True, "std": [0.5]}})

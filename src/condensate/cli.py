@@ -17,7 +17,7 @@ from condensate.commands import COMMANDS
 from condensate.commands.base import note
 from condensate.errors import UserError, unknown
 from condensate.ranks import ALONE, TIMEOUT, Ranks
-from condensate.recipe import Values, merge
+from condensate.recipe import Values
 from condensate.schema import complete, describe_keys
 from condensate.sheets import find, shipped
 
@@ -130,7 +130,8 @@ def _separate(given: list[str]) -> tuple[list[str], Values]:
         section, _, key = name[2:].partition(".")
         text = name in ("--data.path", "--data.name", "--experts.store", "--privacy.released") and value != "null"
         read = value if text else _value(value)
-        keys = merge(keys, {section: {key: read} if key else read})
+        held = keys.get(section)
+        keys[section] = {**(held if isinstance(held, dict) else {}), key: read} if key else read
     return own, keys
 
 

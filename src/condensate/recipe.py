@@ -42,7 +42,8 @@ class Budget:
         """Bits of the whole set."""
         if (self.ipc is None) == (self.bytes is None):
             raise UserError(
-                "a budget is either ipc or bytes: set one of --budget.ipc and --budget.bytes, the other null"
+                f"a budget is either ipc or bytes, got {self.ipc} and {self.bytes}: give one of --budget.ipc and "
+                "--budget.bytes"
             )
         amount = self.ipc if self.bytes is None else self.bytes
         if amount is None or amount < 1:
@@ -230,7 +231,7 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Values:
     """``base`` with ``changes`` over it, section by section.
 
     Where a section's name changes, its old keys go; where data.zca is switched on, so do mean and std, whose place it
-    takes.
+    takes, and where one budget is given, the other.
     """
     merged = deepcopy(dict(base))
     for key, value in changes.items():
@@ -239,6 +240,8 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Values:
             renamed = key in NAMED and "name" in old and value.get("name", old["name"]) != old["name"]
             if key == "data" and value.get("zca") is True:
                 old = {**old, "mean": None, "std": None}
+            if key == "budget" and len(given := {name for name, amount in value.items() if amount is not None}) == 1:
+                old = {**old, **dict.fromkeys(old.keys() - given)}
             merged[key] = dict(deepcopy(value)) if renamed else merge(old, value)
             if renamed and key == "objective" and EXPERTS not in changes:
                 merged.pop(EXPERTS, None)

@@ -146,7 +146,7 @@ def capacity(
         need = -(-needed(1) // 8)
         raise UserError(
             f"a budget of {budget_bits // 8:,} bytes holds less than one image of each of {classes} classes; "
-            f"{need:,} bytes would: set --budget.ipc null --budget.bytes {need}"
+            f"{need:,} bytes would: set --budget.bytes {need}"
         )
     low, high = 1, 2
     while fits(high):
