@@ -7,6 +7,8 @@ from torch.utils.data import DataLoader
 
 import condensate
 
+if len(sys.argv) != 2:
+    sys.exit(__doc__)
 synthetic = condensate.load(sys.argv[1])
 classes, (channels, height, width) = len(synthetic.classes), synthetic.parameterization.shape
 model = torch.nn.Sequential(

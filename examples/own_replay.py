@@ -1,6 +1,6 @@
 """Feed a condensed memory to a continual learning loop of your own. Run: python examples/own_replay.py STEP_FOLDER.
 
-STEP_FOLDER is that of a step which `condensate continual` has written, as in runs/NAME/001/order0/NAME/step2.
+STEP_FOLDER is that of a step that `condensate continual` has written, not the last: runs/NAME/001/order0/NAME/step2.
 """
 
 import sys
@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader
 
 import condensate
 
+if len(sys.argv) != 2:
+    sys.exit(__doc__)
 classes = [str(digit) for digit in range(10)]  # of the whole stream: labels are places in this list
 memory = condensate.load_memory(Path(sys.argv[1]) / "memory", classes)  # a torch Dataset of (image, label)
 

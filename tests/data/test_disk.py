@@ -224,9 +224,9 @@ def test_changed_file__is_written_anew(kept: Path, photos: str):
 def test_fingerprint__is_of_the_encoded_files(tmp_path: Path):
     places = []
     for name, level in (("a", 1), ("b", 1), ("c", 9)):  # the same pixels, packed otherwise
-        for split in ("train", "test"):
-            (tmp_path / name / split / "x").mkdir(parents=True)
-            (tmp_path / name / split / "x" / "0.png").write_bytes(encoded(draw(1)[0], compress_level=level))
+        for place in (tmp_path / name / split / kind for split in ("train", "test") for kind in "xy"):
+            place.mkdir(parents=True)
+            (place / "0.png").write_bytes(encoded(draw(1)[0], compress_level=level))
         places.append(load(path=str(tmp_path / name), hold="disk", workers=0, mean=[0] * 3, std=[1] * 3).fingerprint)
     assert places[0] == places[1] != places[2]
 
@@ -291,9 +291,9 @@ def test_odd_image__is_named_before_any_is_decoded(
 def test_turned_image__has_the_shape_it_decodes_to(tmp_path: Path, kind: str):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
-    for split in ("train", "test"):
-        (tmp_path / "turned" / split / "x").mkdir(parents=True)
-        (tmp_path / "turned" / split / "x" / "0").write_bytes(encoded(draw(1)[0], kind, exif=exif))
+    for place in (tmp_path / "turned" / split / name for split in ("train", "test") for name in "xy"):
+        place.mkdir(parents=True)
+        (place / "0").write_bytes(encoded(draw(1)[0], kind, exif=exif))
     data = load(path=str(tmp_path / "turned"), hold="disk", workers=0)
     assert data.shape == data.train.images().shape[1:] == (3, WIDTH, HEIGHT)
 

@@ -2,6 +2,7 @@ import errno
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -257,6 +258,24 @@ def test_folders__nested_images__belong_to_the_class(tmp_path: Path):
     (tmp_path / "train" / "a" / "images").mkdir()
     (tmp_path / "train" / "a" / "0.png").rename(tmp_path / "train" / "a" / "images" / "0.png")
     assert load(path=str(tmp_path)).train.counts().tolist() == [4, 4]
+
+
+def test_folders__named_a_level_too_high__is_said(tmp_path: Path):
+    folders(tmp_path, splits=("photos",))
+    with pytest.raises(
+        UserError, match=r"one class folder, photos, which holds folders alone \(a, b\).*path .*/photos$"
+    ):
+        load(path=str(tmp_path))
+    folders(tmp_path, splits=("drawings",))
+    said = "drawings, photos; those below them (a, b) are not"
+    with pytest.warns(UserWarning, match=re.escape(said)), pytest.warns(UserWarning, match="the same fifth"):
+        assert load(path=str(tmp_path)).classes == ("drawings", "photos")
+
+
+def test_folders__one_class__is_said(tmp_path: Path):
+    folders(tmp_path, classes="a")
+    with pytest.warns(UserWarning, match="train has one class folder, a: every network is right on it"):
+        assert load(path=str(tmp_path)).classes == ("a",)
 
 
 def test_folders__links__are_followed(tmp_path: Path):

@@ -26,8 +26,8 @@ def find(folder: Path) -> Source | None:
     fifth is always held for testing, and a warning says so.
 
     Raises:
-        UserError: If a split is missing, or the splits differ in classes, or a class has no images, or a link leads
-            nowhere or to a folder that is in the class already.
+        UserError: If a split is missing, or the splits differ in classes, or a class has no images, or classes seem to
+            lie a folder below, or a link leads nowhere or to a folder that is in the class already.
     """
     test = next((folder / split for split in TEST_NAMES if (folder / split).is_dir()), None)
     train = folder / "train"
@@ -42,10 +42,12 @@ def find(folder: Path) -> Source | None:
                 f"{train} and {test} must hold the same classes; only in one of them: "
                 f"{', '.join(sorted(set(classes) ^ set(others)))}"
             )
+        _check_level(train, classes)
     else:
         classes, every = _items(folder)
         if not every:
             return None
+        _check_level(folder, classes)
         warnings.warn(
             f"{folder} has no folders train and test: the same fifth of each class is always held for testing",
             stacklevel=4,
@@ -86,6 +88,26 @@ def _items(folder: Path) -> tuple[list[str], Items]:
             raise UserError(f"class folder {folder / name} holds no images; add some or remove the folder")
         items += [(file, label) for file in sorted(files, key=lambda file: file.split(os.sep))]
     return classes, items
+
+
+def _check_level(folder: Path, classes: list[str]) -> None:
+    """Where class folders hold nothing but folders, the one named may be a level too high: of one class, it is."""
+    inside = [[child for child in (folder / name).iterdir() if not child.name.startswith(".")] for name in classes]
+    nested = all(child.is_dir() for children in inside for child in children)
+    below = ", ".join(sorted(child.name for child in inside[0])[:3]) if nested else ""
+    if len(classes) == 1 and nested:
+        raise UserError(
+            f"{folder} has one class folder, {classes[0]}, which holds folders alone ({below}); "
+            f"if these are the classes: --data.path {folder / classes[0]}"
+        )
+    if len(classes) == 1:
+        warnings.warn(f"{folder} has one class folder, {classes[0]}: every network is right on it", stacklevel=5)
+    elif nested:
+        warnings.warn(
+            f"the classes are the folders in {folder}: {', '.join(classes[:3])}{', ...' if classes[3:] else ''}; those "
+            f"below them ({below}) are not",
+            stacklevel=5,
+        )
 
 
 def _below(folder: str) -> Iterator[str]:
