@@ -104,12 +104,14 @@ class Bench:
         return ways
 
 
-def synthetic(bench: Bench, stored: Parameterization, classes: int, step_size: float | None = None) -> SyntheticDataset:
-    """A set started from the published noise."""
+def synthetic(
+    bench: Bench, stored: Parameterization, data: ImageData, step_size: float | None = None
+) -> SyntheticDataset:
+    """A set for these real images, started from the published noise."""
     stored = stored.to(bench.device)
     stored.reset_(bench.streams()("start"))
-    labels = class_major(classes, len(stored) // classes).to(bench.device)
-    made = SyntheticDataset(stored, labels, step_size=step_size)
+    labels = class_major(len(data.classes), len(stored) // len(data.classes)).to(bench.device)
+    made = SyntheticDataset(stored, labels, mean=data.mean, std=data.std, step_size=step_size)
     return made.to(bench.device)
 
 
@@ -145,7 +147,7 @@ def dm(bench: Bench, shape: Shape, classes: int, ipc: int) -> Work:
     """A whole episode of DM over pixels."""
     data = bench.images(shape, classes)
     each = forward_operations(bench.network(data), shape)
-    plain = synthetic(bench, Pixels(classes * ipc, shape), classes)
+    plain = synthetic(bench, Pixels(classes * ipc, shape), data)
     optimizer = torch.optim.SGD(plain.parameterization.parameters(), 1.0, 0.5)
     theirs = partial(
         published.dm_episode, lambda: bench.network(data), by_class(data), of_class(plain, classes), optimizer,
@@ -156,7 +158,7 @@ def dm(bench: Bench, shape: Shape, classes: int, ipc: int) -> Work:
         matching = DistributionMatching(
             data.train, bench.network(data), Augment(), bench.streams(), compute, batch_real=bench.batch_real
         )
-        ways[name] = Way(episode(matching, synthetic(bench, Pixels(classes * ipc, shape), classes)), precision(name))
+        ways[name] = Way(episode(matching, synthetic(bench, Pixels(classes * ipc, shape), data)), precision(name))
     real, made = classes * bench.batch_real, classes * ipc
     return Work(
         f"DM step, {_named(shape, classes)}, IPC {ipc}", ways, (real + 3 * made) * each, _moved(data, real, made)
@@ -189,7 +191,7 @@ def dc(bench: Bench, ipc: int, augmented: bool) -> Work:
     """A fresh network matched once by DC or DSA over pixels, and its update."""
     data = bench.images((3, 32, 32), 10)
     each = forward_operations(bench.network(data), data.shape)
-    plain = synthetic(bench, Pixels(10 * ipc, data.shape), 10)
+    plain = synthetic(bench, Pixels(10 * ipc, data.shape), data)
     optimizer = torch.optim.SGD(plain.parameterization.parameters(), 0.1, 0.5)
     theirs = partial(
         published.dc_episode, lambda: bench.network(data), by_class(data), of_class(plain, 10), optimizer,
@@ -201,7 +203,7 @@ def dc(bench: Bench, ipc: int, augmented: bool) -> Work:
             data.train, bench.network(data), Augment() if augmented else Augment([]), bench.streams(), compute,
             siamese=augmented, batch_real=bench.batch_real,
         )  # fmt: skip
-        ways[name] = Way(episode(matching, synthetic(bench, Pixels(10 * ipc, data.shape), 10)), precision(name))
+        ways[name] = Way(episode(matching, synthetic(bench, Pixels(10 * ipc, data.shape), data)), precision(name))
     real, made = 10 * bench.batch_real, 10 * ipc
     named = f"{'DSA' if augmented else 'DC'} matching step, CIFAR-10, IPC {ipc}"
     return Work(named, ways, (3 * real + 7 * made) * each, _moved(data, real, made))
@@ -233,7 +235,7 @@ def mtt(bench: Bench, ipc: int, steps: int, batch: int | None = None) -> Work:
     each, experts = forward_operations(bench.network(data), shape), Straight(bench, data)
 
     def made() -> SyntheticDataset:
-        return synthetic(bench, LowRank(images, shape, rank=2), 10, step_size=0.01)
+        return synthetic(bench, LowRank(images, shape, rank=2), data, step_size=0.01)
 
     def ours(compute: Compute) -> Way:
         matching = TrajectoryMatching(
@@ -331,7 +333,7 @@ def experts(bench: Bench, count: int) -> Work:
 def artefact(bench: Bench, ipc: int) -> Work:
     """A saved set read and decoded: all images as the released programs save them, and the factors of as many."""
     shape, folder = (3, 32, 32), Path(tempfile.mkdtemp())
-    made = synthetic(bench, LowRank(80 * ipc, shape, rank=2), 10)
+    made = synthetic(bench, LowRank(80 * ipc, shape, rank=2), bench.images(shape, 10))
     made.save(folder / "set.safetensors")
     torch.save([made.images().detach().cpu(), made.labels.cpu()], folder / "set.pt")
 

@@ -34,7 +34,8 @@ def measure(ranks: condensate.Ranks, method: str, episodes: int, width: int, ipc
     data = condensate.from_arrays(images, labels, images[:10], labels[:10]).to(device)
     stored = condensate.LowRank(10 * 8 * ipc, data.shape, rank=2).to(device)
     stored.reset_(streams("start"))
-    synthetic = condensate.SyntheticDataset(stored, condensate.class_major(10, 8 * ipc).to(device))
+    places = condensate.class_major(10, 8 * ipc).to(device)
+    synthetic = condensate.SyntheticDataset(stored, places, mean=data.mean, std=data.std)
     network = condensate.build_network("convnet", data.shape, 10, streams("network"), width=width)
     matching = {"dm": condensate.DistributionMatching, "dsa": condensate.GradientMatching}[method]
     objective = matching(data.train, network, condensate.Augment(), streams, None, ranks, batch_real=256)

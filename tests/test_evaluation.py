@@ -155,6 +155,23 @@ def test_evaluate__labels_of_other_classes_are_refused(toy_data: ImageData, trai
         evaluate(kinds[train], kinds[test], 3, Streams(0), repeats=1, epochs=1)
 
 
+def test_evaluate__images_normalised_otherwise_are_refused(toy_data: ImageData):
+    other = toy_data.test.normalised([0.1] * 3, [0.2] * 3)
+    with pytest.raises(UserError, match=r"normalised .* as those to train on are, as by data\.test\.normalised"):
+        evaluate(toy_data.train, other, 3, Streams(0), repeats=1, **SMALL)
+    alike = other.normalised(toy_data.train.mean, toy_data.train.std)
+    assert evaluate(toy_data.train, alike, 3, Streams(0), repeats=1, **SMALL) == score(toy_data, 1)
+
+
+def test_evaluate__images_whitened_otherwise_are_refused(toy_data: ImageData):
+    whitening = condensate.whitening.fit(torch.rand(8, *toy_data.shape))
+    whitened = toy_data.seen_through(whitening)
+    plain = toy_data.train.seen_through(None)
+    with pytest.raises(UserError, match=r"data\.seen_through\(synthetic\.whitening\)"):
+        evaluate(plain, whitened.test, 3, Streams(0), repeats=1, **SMALL)
+    assert evaluate(whitened.train, whitened.test, 3, Streams(0), repeats=1, **SMALL).accuracies
+
+
 def test_evaluate__unknown_network_is_refused(toy_data: ImageData):
     with pytest.raises(UserError, match="did you mean 'convnet'"):
         score(toy_data, 1, network="convnets")

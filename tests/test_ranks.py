@@ -47,6 +47,7 @@ from condensate.sessions import Session
 from condensate.sheets import resolve
 
 SHAPE, CLASSES, EACH, EPISODES, EXPERTS = (1, 8, 8), 5, 2, 3, 4
+MEAN, STD = [0.5], [0.29]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 SMALL = {
     "network": {"width": 8, "depth": 1},
@@ -69,7 +70,7 @@ def images():
     generator = Streams(0)("images")
     labels = class_major(CLASSES, 20)
     drawn = torch.randint(0, 256, (len(labels), *SHAPE), dtype=torch.uint8, generator=generator)
-    return from_arrays(drawn, labels, drawn, labels)
+    return from_arrays(drawn, labels, drawn, labels, mean=MEAN, std=STD)
 
 
 def network(norm: str = "instance"):
@@ -108,7 +109,7 @@ def start(storage: str, method: str) -> SyntheticDataset:
     labels = class_major(CLASSES, EACH)
     if method.startswith("mtt"):
         return SyntheticDataset(stored, torch.nn.functional.one_hot(labels, CLASSES).float(), step_size=0.05)
-    return SyntheticDataset(stored, labels)
+    return SyntheticDataset(stored, labels, mean=MEAN, std=STD)
 
 
 def condensed(method: str, storage: str, ranks: Ranks, folder: Path) -> dict[str, Tensor]:

@@ -131,6 +131,14 @@ def test_labels__must_have_names(labels: Tensor):
     assert synthetic(labels=labels).classes == ("0", "1", "2")
 
 
+@pytest.mark.parametrize(
+    "labels", [torch.zeros(6), torch.zeros(6, 3, dtype=torch.int64), torch.zeros(6, 3, 1), torch.zeros(6) > 0]
+)
+def test_labels__neither_classes_nor_soft__are_refused(labels: Tensor):
+    with pytest.raises(UserError, match=r"classes \(n,\), whole numbers, or soft labels \(n, K\)"):
+        synthetic(labels=labels)
+
+
 def test_class_major__is_all_of_one_class_after_the_other():
     assert class_major(3, 2).tolist() == [0, 0, 1, 1, 2, 2]
     assert class_major(3, 2).dtype == torch.int64

@@ -16,6 +16,7 @@ from condensate.networks import Network, build
 from condensate.ranks import ALONE, Ranks
 from condensate.streams import Streams
 from condensate.training import Augmentation, Bookmark, Examples, Held, Together, accuracy, fit, mean_loss
+from condensate.whitening import seen_alike
 
 HELD_BYTES = 2**28
 
@@ -177,9 +178,17 @@ def evaluate(
         compute: How they are trained, see ``train_networks``.
         ranks: Processes that deal the networks out, all of which are told every accuracy.
         bookmark: See ``train_networks``.
+
+    Raises:
+        UserError: For labels of more classes, and images normalised otherwise than those trained on.
     """
     _check(repeats, epochs)
     _check_labels("the images to score on", test.labels, classes)
+    if not seen_alike(examples, test):
+        raise UserError(
+            "the images to score on must be normalised and whitened as those to train on are, as by "
+            "data.test.normalised(synthetic.mean, synthetic.std) or data.seen_through(synthetic.whitening).test"
+        )
     accuracies = list(done[:repeats])
     start = len(accuracies)
     trained = train_networks(

@@ -54,6 +54,12 @@ class SyntheticDataset(nn.Module, Dataset[tuple[Tensor, Tensor]]):
         super().__init__()
         if len(labels) != len(parameterization):
             raise UserError(f"expected one label an image, got {len(labels)} labels for {len(parameterization)} images")
+        whole = labels.dtype in (torch.uint8, torch.int32, torch.int64)
+        if not (labels.ndim == 2 and labels.is_floating_point()) and not (labels.ndim == 1 and whole):
+            raise UserError(
+                "labels must be classes (n,), whole numbers, or soft labels (n, K) in floating point, "
+                f"got {labels.dtype} of shape {tuple(labels.shape)}"
+            )
         self.parameterization = parameterization
         self.register_buffer("labels", labels)
         count = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1

@@ -190,3 +190,15 @@ def _full_float32(device: torch.device) -> Iterator[None]:
     finally:
         for place, precision in zip(places, before):
             place.fp32_precision = precision
+
+
+def seen_alike(one: object, other: object) -> bool:
+    """Whether the images of two sets are normalised and whitened alike; what a set does not say is not compared."""
+    for name in ("mean", "std"):
+        own, others = (getattr(images, name, None) for images in (one, other))
+        if own is not None and others is not None and tuple(own) != tuple(others):
+            return False
+    if not (hasattr(one, "whitening") and hasattr(other, "whitening")):
+        return True
+    digests = {None if images.whitening is None else images.whitening.digest for images in (one, other)}
+    return len(digests) == 1

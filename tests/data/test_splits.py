@@ -420,9 +420,10 @@ def test_from_arrays__test_unlike_train__is_refused(images: object, labels: obje
     [
         (["a"], r"train labels must be integers from 0 to 0, one for each of 1 classes, got 1 at position 1"),
         (["a", "b", "c"], r"class 2 \(c\) has no training images"),
+        (["a", "a"], "class names must differ, for they tell classes apart; 'a' comes more than once"),
     ],
 )
-def test_from_arrays__wrong_number_of_class_names__is_refused(classes: list[str], message: str):
+def test_from_arrays__class_names_that_do_not_suit__are_refused(classes: list[str], message: str):
     with pytest.raises(UserError, match=message):
         from_arrays(GOOD, TARGET, GOOD, TARGET, classes=classes)
 

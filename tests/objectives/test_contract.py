@@ -56,7 +56,9 @@ def parts(objective: str, storage: str, data, **options):
     stored = PARAMETERIZATIONS[storage](6, data.shape, **OPTIONS.get(storage, {}))
     stored.reset_(Streams(1)("start"))
     matched = OBJECTIVES[objective]
-    synthetic = SyntheticDataset(stored, class_major(3, 2), step_size=0.01 if matched.matches_experts else None)
+    step_size = 0.01 if matched.matches_experts else None
+    seen = {"mean": data.mean, "std": data.std} if data.whitening is None else {"whitening": data.whitening}
+    synthetic = SyntheticDataset(stored, class_major(3, 2), step_size=step_size, **seen)
     network = build_network("convnet", data.shape, 3, Streams(2)("net"), width=8, depth=2)
     source = Experts(network, data.train) if matched.matches_experts else data.train
     options = MATCHED[objective] | options
@@ -136,15 +138,17 @@ REAL = [name for name, cls in OBJECTIVES.items() if not cls.matches_experts]
 
 
 @pytest.mark.parametrize("objective", REAL)
-@pytest.mark.parametrize("other", ["shape", "classes", "whitening"])
+@pytest.mark.parametrize("other", ["shape", "classes", "whitening", "mean"])
 def test_episode__a_set_of_other_images__refused(objective, other, data):
     _, matching = parts(objective, "pixels", data)
     shape, classes = ((1, 4, 4) if other == "shape" else data.shape), 4 if other == "classes" else 3
     stored = PARAMETERIZATIONS["pixels"](2 * classes, shape)
     stored.reset_(Streams(1)("start"))
     whitening = fit(torch.rand(8, *data.shape)) if other == "whitening" else None
-    synthetic = SyntheticDataset(stored, class_major(classes, 2), whitening=whitening)
-    expected = "must be whitened alike" if whitening else f"of {classes} classes, the real ones are .* of 3"
+    seen = {"whitening": whitening} if whitening else {"mean": [0.1] * shape[0], "std": [0.2] * shape[0]}
+    synthetic = SyntheticDataset(stored, class_major(classes, 2), **seen)
+    alike = other in ("whitening", "mean")
+    expected = "must be normalised and whitened alike" if alike else f"of {classes} classes, the real ones are .* of 3"
     with pytest.raises(UserError, match=expected):
         next(iter(matching.episode(synthetic, 0)))
 

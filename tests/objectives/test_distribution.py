@@ -22,13 +22,14 @@ from condensate.parameterizations import Parameterization
 from condensate.ranks import ALONE, Ranks
 
 CLASSES, SHAPE, BATCH = 4, (3, 8, 12), 9
+MEAN, STD = [0.5] * 3, [0.29] * 3
 
 
 @pytest.fixture(scope="module")
 def real():
     images = torch.randint(0, 256, (CLASSES * 20, *SHAPE), dtype=torch.uint8, generator=Streams(5)("images"))
     labels = torch.arange(CLASSES).repeat(20)
-    return from_arrays(images, labels, images, labels).train
+    return from_arrays(images, labels, images, labels, mean=MEAN, std=STD).train
 
 
 def synthetic(kind: str = "lowrank", each: int = 3, order: Tensor | None = None) -> SyntheticDataset:
@@ -36,7 +37,7 @@ def synthetic(kind: str = "lowrank", each: int = 3, order: Tensor | None = None)
     stored: Parameterization = Pixels(n, SHAPE) if kind == "pixels" else LowRank(n, SHAPE, rank=2)
     stored.reset_(Streams(1)("start"))
     labels = class_major(CLASSES, each)
-    return SyntheticDataset(stored, labels if order is None else labels[order])
+    return SyntheticDataset(stored, labels if order is None else labels[order], mean=MEAN, std=STD)
 
 
 def matching(real, compute=None, augment=None, batch_real=BATCH, updates=1, **options) -> DistributionMatching:
@@ -222,7 +223,7 @@ def test_condense__loss_falls(real):
 
 
 def test_episode__soft_labels__refused(real):
-    of = SyntheticDataset(Pixels(4, SHAPE), torch.eye(4))
+    of = SyntheticDataset(Pixels(4, SHAPE), torch.eye(4), mean=MEAN, std=STD)
     with pytest.raises(UserError, match="one class an image"):
         list(matching(real).episode(of, 0))
 

@@ -23,17 +23,19 @@ from condensate import (
     from_arrays,
 )
 from condensate.compute import can_compile
+from condensate.data import measure
 from condensate.parameterizations import Parameterization
 
 CLASSES, SHAPE, BATCH = 3, (3, 8, 12), 7
+IMAGES = torch.randint(0, 256, (CLASSES * 20, *SHAPE), dtype=torch.uint8, generator=Streams(5)("images"))
+MEAN, STD = measure(IMAGES)
 NONE = Augment([])
 
 
 @pytest.fixture(scope="module")
 def real():
-    images = torch.randint(0, 256, (CLASSES * 20, *SHAPE), dtype=torch.uint8, generator=Streams(5)("images"))
     labels = torch.arange(CLASSES).repeat(20)
-    return from_arrays(images, labels, images, labels).train
+    return from_arrays(IMAGES, labels, IMAGES, labels, mean=MEAN, std=STD).train
 
 
 def synthetic(kind: str = "lowrank", labels: Tensor | None = None) -> SyntheticDataset:
@@ -42,7 +44,7 @@ def synthetic(kind: str = "lowrank", labels: Tensor | None = None) -> SyntheticD
     n = len(labels)
     stored: Parameterization = Pixels(n, SHAPE) if kind == "pixels" else LowRank(n, SHAPE, rank=2)
     stored.reset_(Streams(1)("start"))
-    return SyntheticDataset(stored, labels).double()
+    return SyntheticDataset(stored, labels, mean=MEAN, std=STD).double()
 
 
 def matching(real, compute=None, augment=None, network=None, **options) -> GradientMatching:
@@ -304,7 +306,7 @@ def test_activation_memory__matching_sees_no_more_than_a_chunk(real, each):
 
 
 def test_episode__soft_labels__refused(real):
-    of = SyntheticDataset(Pixels(3, SHAPE), torch.eye(3))
+    of = SyntheticDataset(Pixels(3, SHAPE), torch.eye(3), mean=MEAN, std=STD)
     with pytest.raises(UserError, match="one class an image, not soft labels"):
         list(matching(real).episode(of, 0))
 

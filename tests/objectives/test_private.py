@@ -39,7 +39,7 @@ def real():
 def synthetic() -> SyntheticDataset:
     stored = LowRank(CLASSES * 2, SHAPE, rank=1)
     stored.reset_(Streams(1)("start"))
-    return SyntheticDataset(stored, class_major(CLASSES, 2))
+    return SyntheticDataset(stored, class_major(CLASSES, 2), mean=[0.5], std=[0.5])
 
 
 def matching(real, compute=None, norm="instance", **options) -> PrivateDistributionMatching:

@@ -88,7 +88,7 @@ def check_labels(train: object, test: object, classes: Sequence[str] | None) -> 
     """Labels as (N,) int64 tensors, and the class names.
 
     Raises:
-        UserError: If labels are not integers from 0 to K-1, or a class has no training images.
+        UserError: If labels are not integers from 0 to K-1, or a class has no training images or another's name.
     """
     training, testing = _integers(train, "train"), _integers(test, "test")
     present = torch.from_numpy(np.unique(training.numpy()))
@@ -102,6 +102,9 @@ def check_labels(train: object, test: object, classes: Sequence[str] | None) -> 
                 f"{split} labels must be integers from 0 to {count - 1}, one for each of {count} classes, "
                 f"got {int(labels[where])} at position {where}"
             )
+    if names is not None and len(set(names)) < count:
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"class names must differ, for they tell classes apart; {twice!r} comes more than once")
     if len(present) < count:
         absent = int((torch.cat([present, torch.tensor([count])]) != torch.arange(len(present) + 1)).nonzero()[0])
         named = f" ({names[absent]})" if names is not None else ""

@@ -11,6 +11,7 @@ from torch import Tensor
 from condensate.data import Split
 from condensate.errors import UserError
 from condensate.synthetic import SyntheticDataset
+from condensate.whitening import seen_alike
 
 
 @dataclass(frozen=True)
@@ -29,18 +30,17 @@ class Work:
 
 
 def check_alike(synthetic: SyntheticDataset, real: Split) -> None:
-    """Refuse a set of other images than the real ones: their shape, their classes or their whitening."""
+    """Refuse a set of other images than the real ones: their shape, classes, normalisation or whitening."""
     shape, classes = synthetic.parameterization.shape, len(synthetic.classes)
     if shape != real.shape or classes > len(real.classes):
         raise UserError(
             f"the set has images {shape} of {classes} classes, the real ones are {real.shape} of {len(real.classes)}; "
             "make the set for these images, of data.shape and data.classes"
         )
-    own, other = synthetic.whitening, real.whitening
-    if own is not other and (own is None or other is None or own.digest != other.digest):
+    if not seen_alike(synthetic, real):
         raise UserError(
-            "the set and the real images must be whitened alike: give it the data's, SyntheticDataset(..., "
-            "whitening=data.whitening)"
+            "the set and the real images must be normalised and whitened alike: give it the data's, "
+            "SyntheticDataset(..., mean=data.mean, std=data.std, whitening=data.whitening)"
         )
 
 

@@ -35,8 +35,10 @@ class Parameterization(nn.Module, ABC):
 
     def __init__(self, n: int, shape: Shape) -> None:
         super().__init__()
-        if n < 1 or min(shape) < 1:
-            raise UserError(f"a storage needs at least one image of at least one pixel, got {n} of shape {shape}")
+        if n < 1 or len(shape) != 3 or min(shape) < 1:
+            raise UserError(
+                f"a storage needs at least one image of at least one pixel, (C, H, W), got {n} of shape {shape}"
+            )
         self.n = n
         self.shape: Shape = shape
 
