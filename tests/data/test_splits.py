@@ -41,6 +41,18 @@ def test_images__are_normalised_float32_at_the_index():
     assert data.train.images(torch.tensor([], dtype=torch.long)).shape == (0, 3, 6, 6)
 
 
+def test_images__seen__are_as_given__and_of_any_part_of_them():
+    images = torch.randn(6, 3, 4, 4)
+    split = Split(images, torch.arange(6) % 2, ("a", "b"), (0.4, 0.5, 0.6), (0.1, 0.2, 0.3), seen=True)
+    assert torch.equal(split.images(), images)
+    assert torch.equal(split.subset(torch.tensor([4, 1])).images(), images[[4, 1]])
+    assert torch.equal(split.of_classes([1]).images(), images[1::2])
+    assert split.images(torch.tensor([0])).data_ptr() != images.data_ptr()
+    for otherwise in (lambda: split.normalised((0.0,) * 3, (1.0,) * 3), lambda: split.seen_through(None)):
+        with pytest.raises(UserError, match="normalised already"):
+            otherwise()
+
+
 def test_images__leave_the_raw_images_alone():
     data = arrays()
     before = data.train.raw.clone()

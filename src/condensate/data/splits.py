@@ -25,12 +25,13 @@ class Split:
     """Images of one split, uint8 in memory or encoded on disk, on one device and normalised when read.
 
     Args:
-        raw: Images, (N, C, H, W), uint8; or floating point, as synthetic images are, on the same scale of 0 to 255.
+        raw: Images, (N, C, H, W), uint8; or floating point on the same scale of 0 to 255.
         labels: (N,), int64, from 0 to K-1, on the device of ``raw``.
         classes: K names. A class may have no images here.
         mean: C values on the scale 0 to 1.
         std: C values on the scale 0 to 1, above 0.
         whitening: Applied after the normalisation, which is then none: mean 0, std 1.
+        seen: ``raw`` is normalised and whitened as the above say already, as synthetic images are.
     """
 
     def __init__(
@@ -41,9 +42,10 @@ class Split:
         mean: Sequence[float],
         std: Sequence[float],
         whitening: Whitening | None = None,
+        seen: bool = False,
     ) -> None:
         self.pixels = raw if isinstance(raw, RawImages) else InMemory(raw)
-        self.labels, self.whitening = labels, whitening
+        self.labels, self.whitening, self.seen = labels, whitening, seen
         self.classes, self.mean, self.std = tuple(classes), tuple(mean), tuple(std)
         self._members = by_class(labels, len(self.classes))
         self._counts = torch.tensor([len(members) for members in self._members])
@@ -80,7 +82,10 @@ class Split:
 
     def images(self, index: Tensor | None = None) -> Tensor:
         """Normalised or whitened images, float32: at ``index`` (k,) -> (k, C, H, W), or all of them."""
-        images = self.pixels.read(index).to(torch.float32, copy=True).mul_(self._scale).add_(self._shift)
+        images = self.pixels.read(index).to(torch.float32, copy=True)
+        if self.seen:
+            return images
+        images.mul_(self._scale).add_(self._shift)
         return images if self.whitening is None else self.whitening.whiten(images)
 
     @property
@@ -152,7 +157,7 @@ class Split:
         """The images at ``index`` (k,) as a split of the same classes and normalisation."""
         index = index.to(self.device)
         raw, labels = self.pixels.subset(index), self.labels[index]
-        return Split(raw, labels, self.classes, self.mean, self.std, self.whitening)
+        return self._of(raw, labels, self.classes)
 
     def of_classes(self, labels: Sequence[int], names: Sequence[str] | None = None) -> "Split":
         """The images of these classes alone, numbered anew in the order given and, if given, named so."""
@@ -161,23 +166,32 @@ class Split:
         new = number[self.labels]
         index = (new >= 0).nonzero().flatten()
         names = [self.classes[label] for label in labels] if names is None else names
-        return Split(self.pixels.subset(index), new[index], names, self.mean, self.std, self.whitening)
+        return self._of(self.pixels.subset(index), new[index], names)
 
     def normalised(self, mean: Sequence[float], std: Sequence[float]) -> "Split":
         """The same images under another normalisation."""
-        return Split(self.pixels, self.labels, self.classes, mean, std)
+        return Split(self._raw_pixels(), self.labels, self.classes, mean, std)
 
     def seen_through(self, whitening: Whitening | None) -> "Split":
         """The same images whitened so, or as 0..1 pixels if None, in place of their normalisation."""
         channels = self.shape[0]
-        return Split(self.pixels, self.labels, self.classes, (0.0,) * channels, (1.0,) * channels, whitening)
+        pixels = self._raw_pixels()
+        return Split(pixels, self.labels, self.classes, (0.0,) * channels, (1.0,) * channels, whitening)
 
     def to(self, device: torch.device | str) -> "Split":
         """This split on ``device``: itself if it is there already."""
         raw = self.pixels.to(device)
         if raw is self.pixels:
             return self
-        return Split(raw, self.labels.to(device), self.classes, self.mean, self.std, self.whitening)
+        return self._of(raw, self.labels.to(device), self.classes)
+
+    def _of(self, raw: RawImages, labels: Tensor, classes: Sequence[str]) -> "Split":
+        return Split(raw, labels, classes, self.mean, self.std, self.whitening, self.seen)
+
+    def _raw_pixels(self) -> RawImages:
+        if self.seen:
+            raise UserError("images that are normalised already cannot be normalised otherwise")
+        return self.pixels
 
     def _warn_of_replacement(self, count: int) -> None:
         if self._warned:

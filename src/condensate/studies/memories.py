@@ -325,7 +325,6 @@ class Memory:
 def as_data(union: Union, like: ImageData) -> ImageData:
     """Synthetic images in place of real ones, as they are: to be condensed again."""
     images = union.images().detach()
-    channels = images.shape[1]
-    split = Split(images, union.labels, union.classes, (0.0,) * channels, (1 / 255,) * channels)
+    split = Split(images, union.labels, union.classes, like.mean, like.std, like.whitening, seen=True)
     digest = sha256(images.cpu().numpy().tobytes()).hexdigest()
     return ImageData("memory", split, split, None, union.classes, like.mean, like.std, digest, like.whitening)
