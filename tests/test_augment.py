@@ -170,6 +170,11 @@ def test_identity_and_shift__true_to_rounding(size: tuple[int, int], dtype: torc
     torch.testing.assert_close(got, want, rtol=0, atol=0 if all(side & (side - 1) == 0 for side in size) else atol)
 
 
+def test_operators__as_one_text__are_refused() -> None:
+    with pytest.raises(UserError, match=r"must be a list of names, got 'crop'; name one as \('crop',\)"):
+        Augment("crop")
+
+
 def test_no_operators__returns_the_images_themselves() -> None:
     images = pictures(3, 1, (8, 8))
     assert Augment(()).draw(seeded(), 3, (8, 8))(images) is images

@@ -310,6 +310,8 @@ def test_own_folder__condensed_in_one_call(capsys, tmp_path):
         (["rum"], "unknown command 'rum'; did you mean 'run'"),
         (["run"], "run needs a RECIPE"),
         (["run", "digits-lodn"], "unknown recipe 'digits-lodn'; did you mean 'digits-lodm'"),
+        (["run", "nix"], "(or give the path of a YAML file; list: condensate recipes)"),
+        (["run", "digits-lodm", "--compare", "[nix]"], "(list of recipes: condensate recipes)"),
         (["run", "digits-lodm", "--condense.epsodes", "3"], "did you mean 'condense.episodes'"),
         (["run", "digits-lodm", "--condense.episodes"], "--condense.episodes needs a value"),
         (["run", "digits-lodm", "--condense.episodes", "many"], "condense.episodes"),

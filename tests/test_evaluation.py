@@ -141,6 +141,24 @@ def test_evaluate__nothing_to_do_is_refused(toy_data: ImageData, repeats: int, e
         score(toy_data, repeats, epochs=epochs)
 
 
+def test_evaluate__training_diverges_in_its_last_step__is_no_score(toy_data: ImageData):
+    with pytest.raises(UserError, match="diverged"):
+        score(toy_data, 1, lr=1e30, epochs=1)
+
+
+@pytest.mark.parametrize("lr", [math.nan, math.inf, 0.0, -1.0])
+def test_evaluate__learning_rate_of_no_meaning__is_refused(toy_data: ImageData, lr: float):
+    with pytest.raises(UserError, match="learning rate above 0 and finite, got"):
+        score(toy_data, 1, lr=lr)
+
+
+def test_accuracy__of_scores_that_are_not_finite__is_none(toy_data: ImageData):
+    network = build_network("convnet", (3, 8, 8), 3, Streams(0)("x"), width=8, depth=2)
+    network.classifier.bias.data[1] = math.nan
+    with pytest.raises(UserError, match="scores are not finite"):
+        accuracy(network, toy_data.test)
+
+
 @pytest.mark.parametrize(("train", "test"), [("soft", "hard"), ("hard", "more"), ("more", "hard"), ("none", "hard")])
 def test_evaluate__labels_of_other_classes_are_refused(toy_data: ImageData, train: str, test: str):
     images, labels = toy_data.train.images(), toy_data.train.labels

@@ -171,7 +171,7 @@ def test_resume__same_and_a_network_of_its_name__keep_their_own_scores(tmp_path,
         with pytest.raises(ZeroDivisionError):
             ready.run()
     resumed = runs.reopen(tmp_path / "parts", DEVICE, session().display).run()["digits-lodm"]["evaluation"]
-    assert [score["network"] for score in whole] == ["convnet", "convnet"]
+    assert [score["network"] for score in whole] == ["same", "convnet"]
     assert whole[0]["accuracies"] != whole[1]["accuracies"]
     assert resumed == whole
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from condensate import Streams
+from condensate import Streams, UserError
 from condensate.streams import Secret
 
 NAMES = [
@@ -30,6 +30,12 @@ def drawn(generator: torch.Generator, n: int = 8) -> list[float]:
 def test_stream__same_names_give_the_same_numbers(names: tuple[str | int, ...]):
     streams = Streams(3)
     assert drawn(streams(*names)) == drawn(streams(*names)) == drawn(Streams(3)(*names))
+
+
+@pytest.mark.parametrize("seed", ["a", 1.5, None])
+def test_streams__seed_that_is_no_whole_number__is_refused(seed: object):
+    with pytest.raises(UserError, match="seed must be a whole number, got"):
+        Streams(seed)  # type: ignore[arg-type]
 
 
 def test_stream__other_names_or_seeds_give_others():

@@ -139,6 +139,17 @@ def test_labels__neither_classes_nor_soft__are_refused(labels: Tensor):
         synthetic(labels=labels)
 
 
+@pytest.mark.parametrize(("classes", "per_class"), [(0, 3), (3, 0), (-3, 2)])
+def test_class_major__of_nothing__is_refused(classes: int, per_class: int):
+    with pytest.raises(UserError, match=f"at least one class and one image of each, got {classes} and {per_class}"):
+        class_major(classes, per_class)
+
+
+def test_labels__below_zero__are_refused():
+    with pytest.raises(UserError, match="classes from 0, got -1"):
+        synthetic(labels=(0, 0, 1, 1, 2, -1))
+
+
 def test_class_major__is_all_of_one_class_after_the_other():
     assert class_major(3, 2).tolist() == [0, 0, 1, 1, 2, 2]
     assert class_major(3, 2).dtype == torch.int64
@@ -372,6 +383,12 @@ def test_save__replaces_and_leaves_nothing_else(saved: Path):
 # Files that cannot be read.
 
 
+def test_load__of_a_folder_of_several_seeds__says_to_name_one(tmp_path: Path):
+    synthetic().save(tmp_path / "seed3" / "synthetic.safetensors")
+    with pytest.raises(UserError, match=r"is of several seeds; name one of them, as in .*seed3"):
+        load(tmp_path)
+
+
 def test_load__of_nothing(tmp_path: Path):
     for path in (tmp_path / "absent.safetensors", tmp_path):
         with pytest.raises(UserError, match=r"no synthetic data set at .*\.safetensors; expected"):
@@ -425,6 +442,12 @@ TAMPERED: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], object]] = {
     "no labels": lambda about, _: about.update(per_class=None),
     "too few classes": lambda about, _: about.update(classes=["a", "b"]),
     "a format of text": lambda about, _: about.update(format="one"),
+    "a format below all": lambda about, _: about.update(format=-1),
+    "no mean": lambda about, _: about.update(mean=None),
+    "an empty mean": lambda about, _: about.update(mean=[]),
+    "a mean of keys": lambda about, _: about.update(mean={}),
+    "no std": lambda about, _: about.update(std=None),
+    "labels below 0": lambda _, tensors: tensors.update(labels=torch.arange(6) % 3 - 1),
     "a missing tensor": lambda _, tensors: tensors.pop("a"),
     "one tensor more": lambda _, tensors: tensors.update(c=torch.zeros(1)),
     "another tensor": lambda _, tensors: tensors.update(a=torch.zeros(2)),

@@ -79,6 +79,8 @@ def network(recipe: Recipe, shape: Shape, classes: int, generator: torch.Generat
 def networks_of(recipe: Recipe, shape: Shape, classes: int) -> list[tuple[str, str, Values]]:
     """The networks a recipe's evaluation names, lists in place of their names: (name, registry name, keywords).
 
+    The recipe's own goes by its registry name, or by "same" beside the usual one of that name.
+
     Raises:
         UserError: A name is unknown, or the images are too small for a network.
     """
@@ -100,7 +102,9 @@ def networks_of(recipe: Recipe, shape: Shape, classes: int) -> list[tuple[str, s
             entry = (registered if name == "same" else name, registered, dict(options))
             if entry not in listed:
                 listed.append(entry)
-    return listed
+    own = (recipe["network"]["name"], recipe["network"]["name"], recipe.options("network"))
+    twice = [name for name, *_ in listed].count(own[0]) > 1  # the recipe's own and the usual one of its kind
+    return [("same", *own[1:]) if twice and entry == own else entry for entry in listed]
 
 
 def images_per_class(recipe: Recipe, classes: int, shape: Shape) -> int:

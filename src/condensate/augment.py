@@ -143,6 +143,8 @@ class Augment:
 
     def __post_init__(self) -> None:
         """Refuses what cannot be drawn."""
+        if isinstance(self.ops, str):
+            raise UserError(f"augmentation ops must be a list of names, got {self.ops!r}; name one as ({self.ops!r},)")
         for name in self.ops:
             if name not in OPS:
                 raise unknown("augmentation", name, OPS)

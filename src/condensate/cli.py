@@ -6,7 +6,9 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from threading import current_thread, main_thread
 from typing import Any
 
 import torch
@@ -48,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ranks = ALONE
     try:
         ranks = Ranks.of_torchrun()
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _ending_well(ranks):
             warnings.showwarning = note if ranks.first else _nothing
             _execute(given[0], given[1:], ranks)
     except UserError as error:
@@ -69,10 +71,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         asked = re.search(r"ried to allocate (\S+ \S+[^\s.])", str(error))
         _tell(ranks, f"there is not enough memory{f' for {asked[1]} more' if asked else ''}; {LESS_MEMORY}")
         return 2
+    except Terminated:
+        print("condensate: terminated", file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         print("condensate: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end, by SIGTERM, and does so as it would by Ctrl-C: with its helpers."""
+
+
+@contextmanager
+def _ending_well(ranks: Ranks) -> Iterator[None]:
+    """Have SIGTERM raise in the block; among several processes, which wait for one another, it ends them at once."""
+    if ranks.world > 1 or current_thread() is not main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
 
 
 def _tell(ranks: Ranks, why: str) -> None:

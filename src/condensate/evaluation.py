@@ -1,5 +1,6 @@
 """What a synthetic set is worth: fresh networks are trained on it from scratch and scored on real images."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ def train_networks(
         compute: Whether the training step is compiled, and in which precision it multiplies.
         bookmark: Keeps where the training of the networks from a number on stands, see ``fit``.
     """
-    _check(repeats, epochs)
+    _check(repeats, epochs, lr)
     _check_labels("the images to train on", examples.labels, classes)
     sample = examples.images(examples.labels.new_zeros(1, dtype=torch.int64))
     shape = (sample.shape[1], sample.shape[2], sample.shape[3])
@@ -182,7 +183,7 @@ def evaluate(
     Raises:
         UserError: For labels of more classes, and images normalised otherwise than those trained on.
     """
-    _check(repeats, epochs)
+    _check(repeats, epochs, lr)
     _check_labels("the images to score on", test.labels, classes)
     if not seen_alike(examples, test):
         raise UserError(
@@ -216,14 +217,18 @@ def evaluate(
     return Score(network, epochs, ops, tuple(accuracies), augment.name if augment and ops else None)
 
 
-def _check(repeats: int, epochs: int) -> None:
+def _check(repeats: int, epochs: int, lr: float) -> None:
     if repeats < 1 or epochs < 1:
         raise UserError(f"evaluation needs at least one network and one epoch, got {repeats} and {epochs}")
+    if not 0 < lr < math.inf:
+        raise UserError(f"evaluation needs a learning rate above 0 and finite, got {lr}")
 
 
 def _check_labels(kind: str, labels: Tensor, classes: int) -> None:
     if not len(labels):
         raise UserError(f"{kind} are none; expected at least one")
+    if labels.ndim == 1 and labels.min() < 0:
+        raise UserError(f"the labels of {kind} must be classes from 0, got {int(labels.min())}")
     told = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
     if told > classes or (labels.ndim == 2 and told < classes):
         raise UserError(f"the labels of {kind} are of {told} classes, but the networks are to tell {classes} apart")

@@ -235,7 +235,8 @@ def row_recipe(recipe: Recipe, row: str, data: ImageData, session: Session) -> R
     if row == FULL:
         return recipe.with_values(compare=[], condense={"episodes": 0})
     if row not in shipped():
-        raise unknown("row to compare with", row, [*assemble.BASELINES, FULL, *shipped()])
+        known, do = [*assemble.BASELINES, FULL, *shipped()], "(list of recipes: condensate recipes)"
+        raise unknown("row to compare with", row, known, do)
     other = resolve(row)
     own = {"parameterization": None, "compare": None, "condense": {"lr"}}
     if _method(other) != _method(recipe):  # what one method takes the other may not know, or not mean

@@ -3,10 +3,13 @@
 import hashlib
 import json
 import math
+import operator
 import os
 
 import torch
 from torch import Tensor
+
+from condensate.errors import UserError
 
 
 class Streams:
@@ -23,7 +26,10 @@ class Streams:
     """
 
     def __init__(self, seed: int, device: torch.device | str = "cpu", prefix: tuple[str | int, ...] = ()) -> None:
-        self.seed = int(seed)
+        try:
+            self.seed = operator.index(seed)
+        except TypeError as error:
+            raise UserError(f"seed must be a whole number, got {seed!r}") from error
         self.device = torch.device(device)
         self.prefix = prefix
 

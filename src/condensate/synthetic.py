@@ -60,6 +60,8 @@ class SyntheticDataset(nn.Module, Dataset[tuple[Tensor, Tensor]]):
                 "labels must be classes (n,), whole numbers, or soft labels (n, K) in floating point, "
                 f"got {labels.dtype} of shape {tuple(labels.shape)}"
             )
+        if labels.ndim == 1 and labels.min() < 0:
+            raise UserError(f"labels must be classes from 0, got {int(labels.min())}")
         self.parameterization = parameterization
         self.register_buffer("labels", labels)
         count = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
@@ -227,6 +229,9 @@ def load(path: str | os.PathLike[str]) -> SyntheticDataset:
     if path.is_dir():
         path = path / "synthetic.safetensors"
     if not path.is_file():
+        seeds = sorted(folder.parent.name for folder in path.parent.glob("seed*/synthetic.safetensors"))
+        if seeds:
+            raise UserError(f"{path.parent} is of several seeds; name one of them, as in {path.parent / seeds[0]}")
         raise UserError(f"no synthetic data set at {path}; expected a synthetic.safetensors or the run folder of one")
     try:
         with safe_open(path, framework="pt") as file:
@@ -242,6 +247,8 @@ def load(path: str | os.PathLike[str]) -> SyntheticDataset:
         raise UserError(f"{path} holds values that are not finite; it was changed since it was saved: make it anew")
     try:
         metadata = json.loads(text)
+        if metadata["format"] < 1:
+            raise ValueError(f"there is no format {metadata['format']}")
         newer = metadata["format"] > FORMAT
         synthetic = None if newer else _rebuild(metadata, tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -255,7 +262,13 @@ def load(path: str | os.PathLike[str]) -> SyntheticDataset:
 
 
 def class_major(classes: int, per_class: int) -> Tensor:
-    """Labels (classes * per_class,): all of class 0, then all of class 1, and so on."""
+    """Labels (classes * per_class,): all of class 0, then all of class 1, and so on.
+
+    Raises:
+        UserError: There are no classes or images.
+    """
+    if classes < 1 or per_class < 1:
+        raise UserError(f"a set has at least one class and one image of each, got {classes} and {per_class}")
     return torch.arange(classes).repeat_interleave(per_class)
 
 
@@ -290,6 +303,8 @@ def _rebuild(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> SyntheticD
     labels = tensors.pop("labels", None)
     if labels is None:
         labels = class_major(len(classes), metadata["per_class"])
+    if not metadata["mean"] or not metadata["std"]:
+        raise ValueError("it does not say the mean and std its images are normalised by")
     step_size = tensors.pop("step_size", None)
     parameterization.restore_(tensors)
     return SyntheticDataset(

@@ -219,7 +219,7 @@ def fit(
             after_epoch(epoch)
         if bookmark and epoch + 1 < epochs:
             bookmark.put(partial(_state, network, optimizer, generators, epoch + 1))
-    if epochs and not bool(value.isfinite()):
+    if epochs and not bool(value.isfinite() & torch.stack([p.isfinite().all() for p in network.parameters()]).all()):
         raise UserError(f"training a network diverged at learning rate {lr:g}; try a smaller one")
 
 
@@ -303,12 +303,21 @@ def _rehearsed(
 
 @torch.no_grad()
 def accuracy(network: Network, examples: Examples, batch: int = 512) -> float:
-    """Share of examples whose highest score is their class, the network in evaluation mode; 0..1."""
+    """Share of examples whose highest score is their class, the network in evaluation mode; 0..1.
+
+    Raises:
+        UserError: Scores are not finite, so that there is no highest one.
+    """
     network.eval()
     right = torch.zeros((), dtype=torch.int64, device=examples.labels.device)
+    finite = torch.ones((), dtype=torch.bool, device=right.device)
     order = torch.arange(len(examples), device=examples.labels.device).split(batch)
     if isinstance(examples, ReadAhead):
         examples.expect(order)
     for index in order:
-        right += (network(examples.images(index)).argmax(1) == examples.labels[index]).sum()
+        scores = network(examples.images(index))
+        right += (scores.argmax(1) == examples.labels[index]).sum()
+        finite &= scores.isfinite().all()
+    if not finite:
+        raise UserError("a trained network's scores are not finite: its training diverged; try a smaller learning rate")
     return int(right) / len(examples)

@@ -331,8 +331,8 @@ def test_fingerprint__many_chunks__sees_one_changed_pixel(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mean": (0.5,)}, r"--data.mean must have one value for each of 3 channels, got \[0.5\]"),
-        ({"std": (1, 1)}, r"--data.std must have one value for each of 3 channels, got \[1, 1\]"),
+        ({"mean": (0.5,)}, r"--data.mean must have one value for each of 3 channels of the images, got \[0.5\]"),
+        ({"std": (1, 1)}, r"--data.std must have one value for each of 3 channels of the images, got \[1, 1\]"),
         ({"std": (1, 0, 1)}, r"--data.std must be above 0, got \[1, 0, 1\]"),
         ({"mean": (0, float("nan"), 0)}, r"--data.mean must be finite"),
         ({"validation": 1.0}, r"--data.validation must be a part from 0 to below 1, got 1.0"),

@@ -138,10 +138,11 @@ REAL = [name for name, cls in OBJECTIVES.items() if not cls.matches_experts]
 
 
 @pytest.mark.parametrize("objective", REAL)
-@pytest.mark.parametrize("other", ["shape", "classes", "whitening", "mean"])
+@pytest.mark.parametrize("other", ["shape", "more classes", "fewer classes", "whitening", "mean"])
 def test_episode__a_set_of_other_images__refused(objective, other, data):
     _, matching = parts(objective, "pixels", data)
-    shape, classes = ((1, 4, 4) if other == "shape" else data.shape), 4 if other == "classes" else 3
+    shape = (1, 4, 4) if other == "shape" else data.shape
+    classes = {"more classes": 4, "fewer classes": 2}.get(other, 3)
     stored = PARAMETERIZATIONS["pixels"](2 * classes, shape)
     stored.reset_(Streams(1)("start"))
     whitening = fit(torch.rand(8, *data.shape)) if other == "whitening" else None

@@ -397,6 +397,11 @@ def test_uint8__one_normalisation_for_all_channels_or_one_for_each():
 # Ranks.
 
 
+def test_rank__not_whole__is_refused():
+    with pytest.raises(UserError, match=r"rank must be in \[1, 8\] and a whole number for 8x8 images, got 1.5"):
+        LowRank(1, (1, 8, 8), rank=1.5)
+
+
 @pytest.mark.parametrize(("shape", "rank"), [((1, 8, 8), 0), ((1, 8, 8), -1), ((1, 8, 8), 9), ((3, 6, 10), 7)], ids=str)
 def test_rank__outside_the_image_is_refused(shape: Shape, rank: int):
     largest = min(shape[1:])

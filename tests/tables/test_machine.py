@@ -236,6 +236,30 @@ def test_table_run__killed__takes_its_process_with_it_and_goes_on(tmp_path):
     assert (first / "log.jsonl").is_file()
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_table_run__terminated__says_so_and_nothing_else(tmp_path):
+    command = [sys.executable, "-m", "condensate", "table", "run", "digits", "--results", "results", "--minutes", "5"]
+    running = subprocess.Popen([*command, "--threads", "1"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    first = tmp_path / "results" / queue("cpu", ["digits"])[0].path
+    deadline = time.monotonic() + 60
+    while not (first / "log.jsonl").is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running.terminate()
+    said = running.communicate()[1].splitlines()
+    assert running.returncode == 143
+    assert said[-1] == "condensate: terminated"
+    assert not [line for line in said if "Traceback" in line or "leaked" in line]
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "3", "half a resu"])
+def test_finished__result_says_nothing__is_damaged(tmp_path, text):
+    folder = tmp_path / CELL.path
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(text)
+    with pytest.raises(UserError, match=r"result.json is damaged; delete it"):
+        finished(tmp_path, CELL)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_run_cell__killed_at_any_moment__ends_as_one_that_was_not(tmp_path):
@@ -292,12 +316,14 @@ def test_command__show__prints_markdown_and_renews_pages(tmp_path, capsys):
         (["show", "--results", "nowhere"], "no folder nowhere of results"),
         (["show", "digits", "--results", ".", "--into", "page.md"], "give no TABLE with --into"),
         (["show", "--results", ".", "--into", "page.md"], "no page page.md"),
+        (["show", "--results", ".", "--into", "page.bin"], "page.bin is not a page of text"),
         (["fill"], "invalid choice: 'fill'"),
         ([], "required: what; see: condensate table --help"),
     ],
 )
 def test_command__mistakes__in_one_line(tmp_path, monkeypatch, capsys, words, said):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "page.bin").write_bytes(b"\x89PNG\xff")
     assert cli.main(["table", *words]) == 2
     error = capsys.readouterr().err
     assert said in error

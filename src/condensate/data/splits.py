@@ -333,7 +333,10 @@ def _raw(images: Tensor | RawImages) -> RawImages:
 def _check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int) -> None:
     for key, values in (("mean", mean), ("std", std)):
         if values is not None and len(values) != channels:
-            raise UserError(f"--data.{key} must have one value for each of {channels} channels, got {list(values)}")
+            raise UserError(
+                f"--data.{key} must have one value for each of {channels} channels of the images, got {list(values)}; "
+                "--data.channels 1 or 3 converts images"
+            )
         if values is not None and not all(map(math.isfinite, values)):
             raise UserError(f"--data.{key} must be finite, got {list(values)}")
     if std is not None and min(std) <= 0:

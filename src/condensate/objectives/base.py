@@ -32,10 +32,10 @@ class Work:
 def check_alike(synthetic: SyntheticDataset, real: Split) -> None:
     """Refuse a set of other images than the real ones: their shape, classes, normalisation or whitening."""
     shape, classes = synthetic.parameterization.shape, len(synthetic.classes)
-    if shape != real.shape or classes > len(real.classes):
+    if shape != real.shape or classes != len(real.classes):
         raise UserError(
             f"the set has images {shape} of {classes} classes, the real ones are {real.shape} of {len(real.classes)}; "
-            "make the set for these images, of data.shape and data.classes"
+            "make the set for these images, of data.shape and data.classes, or match the classes wanted: data.only(...)"
         )
     if not seen_alike(synthetic, real):
         raise UserError(

@@ -73,6 +73,7 @@ class LowRank(Parameterization):
 
 def _check_rank(rank: int, shape: Shape) -> int:
     _, height, width = shape
-    if not 1 <= rank <= min(height, width):
-        raise UserError(f"rank must be in [1, {min(height, width)}] for {height}x{width} images, got {rank}")
+    if not isinstance(rank, int) or not 1 <= rank <= min(height, width):
+        whole = "" if isinstance(rank, int) else " and a whole number"
+        raise UserError(f"rank must be in [1, {min(height, width)}]{whole} for {height}x{width} images, got {rank}")
     return rank

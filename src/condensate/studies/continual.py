@@ -277,7 +277,8 @@ def _row(recipe: Recipe, row: str, data: ImageData, session: Session) -> Recipe:
     if row == recipe.name:
         raise UserError(f"{row} cannot be compared with itself; take it out of compare")
     if row not in (*RESERVOIRS, *assemble.BASELINES, FULL, *shipped()):
-        raise unknown("row to compare with", row, [*assemble.BASELINES, *RESERVOIRS, FULL, FINETUNE, *shipped()])
+        known = [*assemble.BASELINES, *RESERVOIRS, FULL, FINETUNE, *shipped()]
+        raise unknown("row to compare with", row, known, "(list of recipes: condensate recipes)")
     found = row_recipe(recipe, RESERVOIRS.get(row, row), data, session)
     return found.with_values(continual=recipe["continual"], budget=recipe["budget"])
 

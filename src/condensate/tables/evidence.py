@@ -18,7 +18,8 @@ SETTLED = ("compile", "precision", "together", "mean", "std")
 
 def finished(results: Path, cell: Cell) -> bool:
     """Whether a cell has its result."""
-    return (results / cell.path / RESULT).is_file()
+    file = results / cell.path / RESULT
+    return file.is_file() and bool(_said(file))
 
 
 def read(results: Path, cell: Cell) -> Values | None:
@@ -30,7 +31,7 @@ def read(results: Path, cell: Cell) -> Values | None:
     file = results / cell.path / RESULT
     if not file.is_file():
         return None
-    found, recipe = dict(read_json(file)), cell.resolve()
+    found, recipe = _said(file), cell.resolve()
     expected: Values = {"recipe": cell.recipe, "smoke": False}
     if "rows" not in found:  # a study has its class orders, one seed for all of them
         expected |= {"row": cell.row or cell.recipe, "seed": cell.seed}
@@ -45,6 +46,14 @@ def read(results: Path, cell: Cell) -> Values | None:
     sections = _departing(found["values"], recipe) if "values" in found else []
     if sections:
         raise UserError(f"{file} was made with other {', '.join(sections)} than {cell.path} has now; move it away")
+    return found
+
+
+def _said(file: Path) -> Values:
+    """What a result says; one that says nothing is damaged."""
+    found = read_json(file)
+    if not isinstance(found, dict) or "recipe" not in found:
+        raise UserError(f"{file} is damaged; delete it to have this part done again")
     return found
 
 

@@ -40,7 +40,10 @@ def insert(text: str, results: Path) -> str:
 
 def rewrite(page: Path, results: Path) -> bool:
     """Make the tables of a page anew; whether anything changed."""
-    before = page.read_text(encoding="utf-8")
+    try:
+        before = page.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{page} is not a page of text: {error}") from error
     after = insert(before, results)
     if after != before:
         with replacing(page) as part:
