@@ -2,6 +2,7 @@
 
 import io
 import json
+import warnings
 from dataclasses import replace
 from hashlib import sha256
 
@@ -174,6 +175,14 @@ def test_resume__same_and_a_network_of_its_name__keep_their_own_scores(tmp_path,
     assert [score["network"] for score in whole] == ["same", "convnet"]
     assert whole[0]["accuracies"] != whole[1]["accuracies"]
     assert resumed == whole
+
+
+def test_prepare__budget_holds_as_many_images_as_there_are__is_said():
+    with pytest.warns(UserWarning, match=r"the budget holds 2,500 images, and there are 1,\d{3} to condense"):
+        runs.prepare(tiny(budget={"ipc": 125}), session(TINY))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        runs.prepare(tiny(), session(TINY))
 
 
 def test_prepare__network_too_small_for_the_images__nothing_is_written(tmp_path):

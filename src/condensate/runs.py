@@ -1,6 +1,7 @@
 """Runs: a recipe and the rows it is compared with, in a folder."""
 
 import json
+import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -208,6 +209,12 @@ def settled(recipe: Recipe, data: ImageData, session: Session, resumed: bool) ->
     settling.check_memory(recipe, shape, classes, session.device)
     if not recipe.condense.episodes:
         return recipe
+    if images >= len(data.train) and not session.smoke:
+        warnings.warn(
+            f"{recipe.name}: the budget holds {images:,} images, and there are {len(data.train):,} to condense; give "
+            "a smaller --budget.ipc or --budget.bytes",
+            stacklevel=2,
+        )
     chosen = session.ranks.once(lambda: settling.settle_compute(recipe, shape, classes, images, session.device))
     why = settling.why_compiled(recipe, shape, classes, images, session.device)
     if why:
