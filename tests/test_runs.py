@@ -177,8 +177,8 @@ def test_resume__same_and_a_network_of_its_name__keep_their_own_scores(tmp_path,
     assert resumed == whole
 
 
-def test_prepare__budget_holds_as_many_images_as_there_are__is_said():
-    with pytest.warns(UserWarning, match=r"the budget holds 2,500 images, and there are 1,\d{3} to condense"):
+def test_prepare__budget_holds_more_images_than_there_are__is_said():
+    with pytest.warns(UserWarning, match=r"the budget holds 2,500 images, and only 1,\d{3} are there to condense"):
         runs.prepare(tiny(budget={"ipc": 125}), session(TINY))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

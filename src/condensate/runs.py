@@ -209,10 +209,10 @@ def settled(recipe: Recipe, data: ImageData, session: Session, resumed: bool) ->
     settling.check_memory(recipe, shape, classes, session.device)
     if not recipe.condense.episodes:
         return recipe
-    if images >= len(data.train) and not session.smoke:
+    if images > len(data.train) and not session.smoke:
         warnings.warn(
-            f"{recipe.name}: the budget holds {images:,} images, and there are {len(data.train):,} to condense; give "
-            "a smaller --budget.ipc or --budget.bytes",
+            f"{recipe.name}: the budget holds {images:,} images, and only {len(data.train):,} are there to condense; "
+            "give a smaller --budget.ipc or --budget.bytes",
             stacklevel=2,
         )
     chosen = session.ranks.once(lambda: settling.settle_compute(recipe, shape, classes, images, session.device))
