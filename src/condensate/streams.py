@@ -43,6 +43,10 @@ class Streams:
         """The streams of a part of a run: ``under("step", 3)("real")`` is ``self("step", 3, "real")``."""
         return Streams(self.seed, self.device, (*self.prefix, *names))
 
+    def on_host(self) -> "Streams":
+        """The same streams drawn on the CPU, for what the host decides: reading a number off a GPU waits for it."""
+        return Streams(self.seed, "cpu", self.prefix)
+
 
 class Secret:
     """Random numbers that nobody can draw again: from the operating system, which keeps them for no one.

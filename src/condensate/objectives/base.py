@@ -1,10 +1,10 @@
 """The interface of every matching objective."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
@@ -42,6 +42,27 @@ def check_alike(synthetic: SyntheticDataset, real: Split) -> None:
             "the set and the real images must be normalised and whitened alike: give it the data's, "
             "SyntheticDataset(..., mean=data.mean, std=data.std, whitening=data.whitening)"
         )
+
+
+Made = TypeVar("Made")
+
+
+class OfLabels(Generic[Made]):
+    """What is made of a set's labels, once for as long as they stay: to sort them, a GPU would be waited for.
+
+    Args:
+        make: From labels (n,).
+    """
+
+    def __init__(self, make: Callable[[Tensor], Made]) -> None:
+        self.make = make
+        self._made: tuple[Tensor, int, Made] | None = None
+
+    def __call__(self, labels: Tensor) -> Made:
+        """What was made of these labels as they are."""
+        if self._made is None or self._made[0] is not labels or self._made[1] != labels._version:
+            self._made = labels, labels._version, self.make(labels)
+        return self._made[2]
 
 
 class Objective(ABC):

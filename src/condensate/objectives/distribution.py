@@ -17,7 +17,7 @@ from condensate.compute import Compute, parts
 from condensate.data import Split
 from condensate.errors import UserError
 from condensate.networks import Network
-from condensate.objectives.base import Objective, Work, check_alike
+from condensate.objectives.base import Objective, OfLabels, Work, check_alike
 from condensate.objectives.kept import KeptMeans
 from condensate.ranks import ALONE, Ranks
 from condensate.streams import Streams
@@ -95,7 +95,7 @@ class DistributionMatching(Objective):
         self.own_rows = real.labels.new_tensor(self.own)
         self.own_labels = self.own_rows.repeat_interleave(batch_real)
         self.kept: KeptMeans | None = None
-        self._grouped: tuple[Tensor, int, list[Group]] | None = None
+        self._groups = OfLabels(self._grouped)
 
     @classmethod
     def planned(cls, classes: int, images: int, **options: Any) -> Work:
@@ -196,15 +196,13 @@ class DistributionMatching(Objective):
             loss += (difference.square().sum(1) * present).sum()
         return loss
 
-    def _groups(self, labels: Tensor) -> list[Group]:
-        """The groups of a set, made once for as long as its labels stay: making them waits for a GPU."""
-        if self._grouped is None or self._grouped[0] is not labels or self._grouped[1] != labels._version:
-            groups = []
-            for index in _whole_classes(labels, self.piece, self.own):
-                whole = self.chunk is None or len(index) <= self.chunk  # else it goes through twice
-                groups.append(_group(labels, index, self.classes, None if whole else self.piece))
-            self._grouped = labels, labels._version, groups
-        return self._grouped[2]
+    def _grouped(self, labels: Tensor) -> list[Group]:
+        """The groups of a set of these labels."""
+        groups = []
+        for index in _whole_classes(labels, self.piece, self.own):
+            whole = self.chunk is None or len(index) <= self.chunk  # else it goes through twice
+            groups.append(_group(labels, index, self.classes, None if whole else self.piece))
+        return groups
 
     def _seen(self, images: Tensor, labels: Tensor, drawn: Transform) -> Tensor:
         return self._features(images, *drawn.parameters(labels))

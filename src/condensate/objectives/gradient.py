@@ -15,7 +15,7 @@ from condensate.compute import Compute
 from condensate.data import Split
 from condensate.errors import UserError, unknown
 from condensate.networks import Network
-from condensate.objectives.base import Objective, Work, check_alike
+from condensate.objectives.base import Objective, OfLabels, Work, check_alike
 from condensate.objectives.programs import Named, inner_product, parameter_gradient, plain, squared_distance
 from condensate.ranks import ALONE, Ranks
 from condensate.streams import Streams
@@ -131,6 +131,7 @@ class GradientMatching(Objective):
         self.dtype = next(network.parameters()).dtype
         self.distance = DISTANCES[distance]
         gradient = parameter_gradient(network, siamese, self.compute.memory_format)
+        self._members = OfLabels(_members)
         self._gradient = self.compute.program(gradient)
         self._match = self.compute.program(_pixel_gradient(gradient, self.distance))
         self._pull_back = self.compute.program(_pixel_gradient(gradient, inner_product))
@@ -151,8 +152,7 @@ class GradientMatching(Objective):
         check_alike(synthetic, self.real)
         if synthetic.labels.ndim != 1:
             raise UserError("gradient matching goes class by class and needs one class an image, not soft labels")
-        of_classes = synthetic.labels.argsort(stable=True).split(synthetic.labels.bincount().tolist())
-        members = {label: index for label, index in enumerate(of_classes) if len(index)}
+        members = self._members(synthetic.labels)
         self.network.reset_(self.streams("network", number))
         labels = list(members)
         first = next(self._readings(labels, number), None)
@@ -259,6 +259,12 @@ class GradientMatching(Objective):
             drop=False,
             augment=self.augment if self.augment.ops else None,
         )
+
+
+def _members(labels: Tensor) -> dict[int, Tensor]:
+    """Indices of the images of every class that has some."""
+    of_classes = labels.argsort(stable=True).split(labels.bincount().tolist())
+    return {label: index for label, index in enumerate(of_classes) if len(index)}
 
 
 def _pixel_gradient(gradient: Callable[..., Named], measure: Distance) -> Callable[..., tuple[Tensor, Tensor]]:

@@ -149,10 +149,11 @@ class TrajectoryMatching(Objective):
 
     def _add_gradient(self, synthetic: SyntheticDataset, current: _Set, number: int, which: int) -> Tensor:
         """Add one expert's share of the gradient to what is stored; its loss."""
-        initial, target = self._ends(number, which)
-        length = squared_distance(initial, target)
-        if not float(length) > 0:  # looked at before the way, not behind it: on a GPU looking waits for all before
+        ends = self._ends(number, which)
+        length = squared_distance(*ends)
+        if not float(length) > 0:  # looked at where the snapshots lie, on the host: a GPU would be waited for
             raise UserError("an expert stands still between two snapshots: were its experts trained at all?")
+        initial, target = ({name: value.to(self.device) for name, value in end.items()} for end in ends)
         steps = self._steps(current, number, which)
         path = [initial]
         for step in steps:
@@ -167,15 +168,13 @@ class TrajectoryMatching(Objective):
         return squared_distance(student, target) / length
 
     def _ends(self, number: int, which: int) -> tuple[Named, Named]:
-        """Parameters of the expert where the student starts and where it should end."""
+        """Parameters of the expert where the student starts and where it should end, on the experts' device."""
         turn, place = divmod(number * self.experts_per_step + which, len(self.experts))
-        order = self.streams("experts", turn)
-        expert = int(torch.randperm(len(self.experts), generator=order, device=order.device)[place])
-        draw = self.streams("start epoch", number, which)
-        start = int(torch.randint(self.max_start_epoch, (), generator=draw, device=draw.device))
+        draw = self.streams.on_host()
+        expert = int(torch.randperm(len(self.experts), generator=draw("experts", turn))[place])
+        start = int(torch.randint(self.max_start_epoch, (), generator=draw("start epoch", number, which)))
         ends = (self.experts.parameters(expert, epoch) for epoch in (start, start + self.expert_epochs))
-        layout = self.compute.memory_format
-        initial, target = ({n: t.to(self.device) for n, t in plain(end, self.dtype, layout).items()} for end in ends)
+        initial, target = (plain(end, self.dtype, self.compute.memory_format) for end in ends)
         return initial, target
 
     def _steps(self, current: _Set, number: int, which: int) -> list[_Step]:
