@@ -1,0 +1,122 @@
+"""Every way from data to scores on a GPU that is pretended: all of it in one place, and no episode waits for it."""
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from condensate import Compute, Streams, assemble, condense, load, runs
+from condensate.console import Display
+from condensate.recipe import Values, merge
+from condensate.sessions import Session
+from condensate.sheets import resolve
+from condensate.studies import continual, privacy
+from tests.pretended import Generator, pretended_gpu
+
+DEVICE = torch.device("cuda")
+TINY: Values = {
+    "network": {"width": 8, "depth": 2},
+    "condense": {"episodes": 3, "checkpoint": 1},
+    "evaluate": {"repeats": 2, "epochs": 2, "epochs_full": 1},
+    "compare": [],
+}
+SMALL: dict[str, Values] = {
+    "digits-dm": {"objective": {"batch_real": 8}},
+    "digits-lodm": {"objective": {"batch_real": 8}},
+    "digits-lodc": {"objective": {"batch_real": 8, "outer_loop": 2, "inner_loop": 1}},
+    "digits-lodsa": {"objective": {"batch_real": 8, "outer_loop": 1, "inner_loop": 1}},
+    "digits-lomtt": {"objective": {"syn_steps": 2, "expert_epochs": 1, "max_start_epoch": 2}, "experts": {"count": 1}},
+}
+BFLOAT16: Values = {"compute": {"precision": "bfloat16"}, "evaluate": {"precision": "bfloat16"}}
+BATCH_NORM: Values = {"network": {"norm": "batch"}}
+WAYS: list[tuple[str, Values]] = [
+    *((name, {}) for name in SMALL),
+    ("digits-lodm", {**BFLOAT16, "compare": ["random-uint8", "herding", "k-centre", "full"]}),
+    ("digits-lodsa", {**BFLOAT16, "compute": {"precision": "bfloat16", "chunk": 7}}),
+    ("digits-lodm", {"compute": {"chunk": 7, "reuse": True}, "evaluate": {"together": 1}}),
+    ("digits-lodm", {**BATCH_NORM, "evaluate": {"networks": ["mlp", "alexnet"], "repeats": 1}}),
+    ("digits-lodc", BATCH_NORM),
+    ("digits-lodm", {"data": {"hold": "disk", "workers": 0}}),
+    ("digits-lodm", {"data": {"zca": True}, "evaluate": {"augmentation": "dc"}}),
+    ("digits-lodm", {"start": {"name": "k-means"}, "objective": {"updates": 2}, "condense": {"schedule": "cosine"}}),
+    ("digits-lomtt", {"condense": {"lr_labels": 0.1, "lr_step": 1e-5}}),
+]
+
+
+def session(command: str = "run") -> Session:
+    return Session(DEVICE, Display(Console(file=io.StringIO())), {}, command=command)
+
+
+def test_pretended_gpu__what_a_gpu_refuses__fails():
+    with pretended_gpu():
+        there, here = torch.zeros(3, device="cuda"), torch.ones(3)
+        layer = torch.nn.Linear(3, 2).to("cuda")
+        layer(there).sum().backward()
+        assert {there.device.type, (there + 1).device.type, layer.weight.grad.device.type} == {"cuda"}
+        assert {here.device.type, there.cpu().device.type, (here + 1).device.type} == {"cpu"}
+        assert torch.rand(2, generator=Generator(), device="cuda").device.type == "cuda"
+        assert torch.func.grad(lambda x: (x * there).sum())(there).device.type == "cuda"
+        for mixed in (lambda: there + here, lambda: layer(here), lambda: here[there.long()]):
+            with pytest.raises(RuntimeError, match="expected all tensors on one device"):
+                mixed()
+
+
+def test_pretended_gpu__where_the_host_waits__counted():
+    with pretended_gpu() as gpu:
+        there, here = torch.zeros(3, device="cuda"), torch.ones(3)
+        float(here.sum())
+        _ = there + 1
+        assert not gpu.waits
+        float(there.sum())
+        there.cpu()
+        there.nonzero()
+        here.copy_(there)
+        assert gpu.waits.total() == 4
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")  # says autocast
+@pytest.mark.parametrize(("name", "changes"), WAYS, ids=str)
+def test_run__on_a_pretended_gpu__scores_what_it_condensed(tmp_path: Path, monkeypatch, name: str, changes: Values):
+    monkeypatch.setenv("CONDENSATE_CACHE", str(tmp_path / "cache"))
+    with pretended_gpu():
+        recipe = resolve(name, merge(merge(TINY, SMALL[name]), changes))
+        results = runs.prepare(recipe, session()).at(tmp_path / "run", 0).run()
+        assert all(0 <= value <= 1 for row in results.values() for value in row["evaluation"][0]["accuracies"])
+    assert load(tmp_path / "run").images().isfinite().all()
+    assert results[name]["device"] == "pretended"
+
+
+def test_continual__on_a_pretended_gpu__ends(tmp_path: Path):
+    with pretended_gpu():
+        recipe = resolve("digits-continual-dm-5steps", merge(TINY, {"objective": {"batch_real": 8}}))
+        continual.prepare(recipe, session("continual")).at(tmp_path).run()
+    assert (tmp_path / "result.json").is_file()
+
+
+def test_privacy__on_a_pretended_gpu__ends(tmp_path: Path):
+    changes = {"objective": {"batch_real": 4}, "privacy": {"shadows": 4, "networks": 1}, "compare": ["random"]}
+    with pretended_gpu():
+        privacy.prepare(resolve("digits-lodm", merge(TINY, changes)), session("privacy")).at(tmp_path).run()
+    assert (tmp_path / "result.json").is_file()
+
+
+@pytest.mark.parametrize("chunk", [7, 512])
+@pytest.mark.parametrize("name", ["digits-lodm", "digits-lodsa", "digits-lomtt"])
+def test_condense__on_a_pretended_gpu__no_episode_waits(tmp_path: Path, monkeypatch, name: str, chunk: int):
+    """Of what is read once a run, and at the end, more episodes read no more."""
+    monkeypatch.setenv("CONDENSATE_CACHE", str(tmp_path))
+    monkeypatch.setattr("condensate.loop.LOOKED_AT_EVERY", 1e9)
+    recipe, counted = resolve(name, merge(TINY, SMALL[name])), []
+    for episodes in (1, 4):
+        with pretended_gpu() as gpu:
+            data = assemble.image_data(recipe, DEVICE)
+            if recipe.experts:
+                assemble.make_experts(recipe, data)
+            synthetic = assemble.start(recipe, data, Streams(0, DEVICE))
+            objective = assemble.objective(recipe, data, Compute(chunk=chunk), Streams(0, DEVICE))
+            gpu.waits.clear()
+            condense(synthetic, objective, episodes=episodes, lr=0.1)
+            counted.append(gpu.waits)
+    assert counted[1] == counted[0]
