@@ -218,6 +218,13 @@ class SyntheticDataset(nn.Module, Dataset[tuple[Tensor, Tensor]]):
             part.write_bytes(save(tensors, metadata={"condensate": _dump(metadata)}))
 
 
+def check_single(folder: Path) -> None:
+    """Refuse the folder of a run of several seeds where one set is wanted."""
+    seeds = sorted(file.parent.name for file in folder.glob("seed*/synthetic.safetensors"))
+    if seeds:
+        raise UserError(f"{folder} is of several seeds; name one of them, as in {folder / seeds[0]}")
+
+
 def load(path: str | os.PathLike[str]) -> SyntheticDataset:
     """Read a synthetic data set from ``synthetic.safetensors``, or from the run folder that holds it.
 
@@ -229,9 +236,7 @@ def load(path: str | os.PathLike[str]) -> SyntheticDataset:
     if path.is_dir():
         path = path / "synthetic.safetensors"
     if not path.is_file():
-        seeds = sorted(folder.parent.name for folder in path.parent.glob("seed*/synthetic.safetensors"))
-        if seeds:
-            raise UserError(f"{path.parent} is of several seeds; name one of them, as in {path.parent / seeds[0]}")
+        check_single(path.parent)
         raise UserError(f"no synthetic data set at {path}; expected a synthetic.safetensors or the run folder of one")
     try:
         with safe_open(path, framework="pt") as file:

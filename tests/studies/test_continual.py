@@ -482,6 +482,15 @@ def test_commands__mistake__one_line(given, message, capsys, tmp_path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
+def test_privacy_command__of_several_seeds__says_to_name_one(tmp_path, capsys):
+    (tmp_path / "seed3").mkdir()
+    (tmp_path / "seed3" / "synthetic.safetensors").touch()
+    assert cli.main(["privacy", str(tmp_path)]) == 2
+    assert f"name one of them, as in {tmp_path / 'seed3'}" in capsys.readouterr().err.replace("\n", " ").replace(
+        "  ", " "
+    )
+
+
 def test_privacy_command__of_a_run__looks_at_its_own_set_too(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     toy = ["--network.width", "8", "--condense.episodes", "1", "--evaluate.repeats", "1", "--evaluate.epochs", "1"]

@@ -12,6 +12,7 @@ from condensate.records import read_json
 from condensate.schema import complete
 from condensate.sheets import find, shipped
 from condensate.studies import privacy
+from condensate.synthetic import check_single
 
 # Beside what is asked about: real images in the same bytes, and networks that saw all members.
 COMPARED = ["random", "random-uint8", "full"]
@@ -31,6 +32,7 @@ def _read(given: str, keys: Values) -> tuple[Recipe, Values]:
     folder, about = Path(given), dict[str, str]()
     if given not in shipped() and folder.is_dir():
         if not (folder / "result.json").is_file() or not (folder / "synthetic.safetensors").is_file():
+            check_single(folder)
             raise UserError(
                 f"{folder} holds no finished run; give the folder with its synthetic.safetensors, or a recipe"
             )
