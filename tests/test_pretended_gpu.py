@@ -7,8 +7,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from condensate import Compute, Streams, assemble, condense, load, runs
+from condensate import Augment, Compute, Streams, assemble, condense, load, runs
 from condensate.console import Display
+from condensate.evaluation import train_networks
 from condensate.recipe import Values, merge
 from condensate.sessions import Session
 from condensate.sheets import resolve
@@ -118,5 +119,27 @@ def test_condense__on_a_pretended_gpu__no_episode_waits(tmp_path: Path, monkeypa
             objective = assemble.objective(recipe, data, Compute(chunk=chunk), Streams(0, DEVICE))
             gpu.waits.clear()
             condense(synthetic, objective, episodes=episodes, lr=0.1)
+            counted.append(gpu.waits)
+    assert counted[1] == counted[0]
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_train_networks__on_a_pretended_gpu__no_epoch_waits(together: int):
+    counted = []
+    for epochs in (1, 4):
+        with pretended_gpu() as gpu:
+            data = assemble.image_data(resolve("digits-dm"), DEVICE)
+            networks = train_networks(
+                data.train,
+                10,
+                Streams(0, DEVICE),
+                repeats=2,
+                epochs=epochs,
+                network_options={"width": 8, "depth": 2},
+                augment=Augment(),
+                together=together,
+            )
+            gpu.waits.clear()
+            assert len(list(networks)) == 2
             counted.append(gpu.waits)
     assert counted[1] == counted[0]
