@@ -5,6 +5,7 @@ import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -105,6 +106,12 @@ def test_make__goes_on_where_it_was_stopped(store, real):
     store.make(lambda number: made.append(number) or trained(real, number))
     assert made == [1, 2]
     assert not [file for file in store.folder.iterdir() if file.name.endswith(".part")]
+
+
+def test_make__a_folder_that_cannot_be_written__named_with_what_to_do(store, real, monkeypatch):
+    monkeypatch.setattr("condensate.experts.replacing", Mock(side_effect=OSError(30, "Read-only file system")))
+    with pytest.raises(UserError, match=r"cannot be kept in .* \(Read-only file system\); name .* in --experts.store"):
+        store.make(lambda number: trained(real, number))
 
 
 def test_make__several_writers__every_expert_once(store, real):

@@ -174,8 +174,14 @@ class Store:
         if not self.missing():
             return
         if not (self.folder / "manifest.json").is_file():
-            with replacing(self.folder / "manifest.json") as part:
-                part.write_text(json.dumps(self.kind, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            try:
+                with replacing(self.folder / "manifest.json") as part:
+                    part.write_text(json.dumps(self.kind, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            except OSError as error:
+                raise UserError(
+                    f"experts cannot be kept in {self.folder} ({error.strerror or error}); name a folder with room for "
+                    "all of them in --experts.store"
+                ) from error
         for wait in (False, True):  # those nobody is at first, then those that others have not finished
             for number in sorted(self.missing(), key=lambda number: number not in first):
                 with _claim(self.folder / ".locks" / f"{number:05d}", wait) as mine:

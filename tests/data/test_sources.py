@@ -236,6 +236,15 @@ def test_folders__with_splits(tmp_path: Path):
     assert torch.equal(data.test.raw, chw(np.concatenate([pixels(4, seed=10), pixels(4, seed=11)])))
 
 
+@pytest.mark.parametrize("name", ["Thumbs.db", "desktop.ini"])
+def test_folders__what_windows_puts_there__passed_over(tmp_path: Path, name: str):
+    folders(tmp_path)
+    (tmp_path / "train" / "a" / name).write_bytes(b"no image")
+    (tmp_path / "train" / "a" / "below").mkdir()
+    (tmp_path / "train" / "a" / "below" / name.upper()).write_bytes(b"no image")
+    assert len(load(path=str(tmp_path)).train) == 8
+
+
 @pytest.mark.parametrize("name", ["val", "valid", "validation"])
 def test_folders__other_names_of_test(tmp_path: Path, name: str):
     folders(tmp_path, ("train", name))

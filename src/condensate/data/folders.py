@@ -22,8 +22,8 @@ def find(folder: Path) -> Source | None:
     """Images under ``train/<class>`` and ``test/<class>``, or under ``<class>``; None if there is neither.
 
     Classes are the names of the folders in sorted order. Every file below a class folder is an image of the class,
-    however deep and through links, but for hidden ones. A folder without splits is divided: of each class the same
-    fifth is always held for testing, and a warning says so.
+    however deep and through links, but for hidden ones and those that Windows puts there. A folder without splits is
+    divided: of each class the same fifth is always held for testing, and a warning says so.
 
     Raises:
         UserError: If a split is missing, or the splits differ in classes, or a class has no images, or classes seem to
@@ -77,7 +77,7 @@ def find(folder: Path) -> Source | None:
 
 def _items(folder: Path) -> tuple[list[str], Items]:
     """Class names, and the images of all classes in the order of their paths."""
-    children = [child for child in folder.iterdir() if not child.name.startswith(".")]
+    children = [child for child in folder.iterdir() if not _passed_over(child.name)]
     for child in children:
         _check_link(str(child))
     classes = sorted(child.name for child in children if child.is_dir())
@@ -90,9 +90,14 @@ def _items(folder: Path) -> tuple[list[str], Items]:
     return classes, items
 
 
+def _passed_over(name: str) -> bool:
+    """Whether a file or folder is hidden, or one that Windows puts among pictures by itself."""
+    return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini")
+
+
 def _check_level(folder: Path, classes: list[str]) -> None:
     """Where class folders hold nothing but folders, the one named may be a level too high: of one class, it is."""
-    inside = [[child for child in (folder / name).iterdir() if not child.name.startswith(".")] for name in classes]
+    inside = [[child for child in (folder / name).iterdir() if not _passed_over(child.name)] for name in classes]
     nested = all(child.is_dir() for children in inside for child in children)
     below = ", ".join(sorted(child.name for child in inside[0])[:3]) if nested else ""
     if len(classes) == 1 and nested:
@@ -118,8 +123,8 @@ def _below(folder: str) -> Iterator[str]:
         if real in been:
             raise UserError(f"{place} is a link to {real}, whose images are in {folder} already; remove one of the two")
         been.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for file in (os.path.join(place, name) for name in files if not name.startswith(".")):
+        folders[:] = [name for name in folders if not _passed_over(name)]
+        for file in (os.path.join(place, name) for name in files if not _passed_over(name)):
             _check_link(file)
             if os.path.isfile(file):
                 yield file
