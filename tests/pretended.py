@@ -39,6 +39,7 @@ class Gpu:
     def __init__(self) -> None:
         self.waits: Counter[str] = Counter()
         self._storages: dict[int, Any] = {}  # held, so that no other gets the place in memory of one
+        self._pinned: dict[int, Any] = {}
         self._moving_to: bool | None = None
         self._inside = False
 
@@ -49,6 +50,14 @@ class Gpu:
 
     def holds(self, tensor: Tensor) -> bool:
         return _innermost(tensor).untyped_storage()._cdata in self._storages
+
+    def pin(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        self._pinned[storage._cdata] = storage
+        return tensor
+
+    def pins(self, tensor: Tensor) -> bool:
+        return _innermost(tensor).untyped_storage()._cdata in self._pinned
 
     def waited(self, what: str) -> None:
         frame: Any = sys._getframe(1)
@@ -66,7 +75,10 @@ class _Asked(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, given: Any = (), named: Any = None) -> Any:
         named, name = dict(named or {}), getattr(function, "__name__", "")
-        named.pop("pin_memory", None)
+        if name == "pin_memory":
+            return self.gpu.pin(given[0].clone())
+        if named.pop("pin_memory", False):
+            return self.gpu.pin(function(*given, **named))
         if function == torch.Tensor.device.__get__:
             return CUDA if self.gpu.holds(given[0]) else function(*given)
         if function == torch.Tensor.is_cuda.__get__:
@@ -76,9 +88,13 @@ class _Asked(TorchFunctionMode):
         if name in LIKE or name in NEW:
             device = named.pop("device", None)
             there = self.gpu.holds(given[0]) if device is None else _is_cuda(device)
+            if there and name == "new_tensor":
+                self.gpu.waited("to the GPU")
             made = function(*given, **named, **({} if device is None or there else {"device": device}))
             return self.gpu.put(made) if there else made
         if _is_cuda(named.get("device")):
+            if name in ("tensor", "as_tensor"):
+                self.gpu.waited("to the GPU")
             return tree_map_only(Tensor, self.gpu.put, function(*given, **named | {"device": CPU}))
         before, waits = self.gpu._inside, self.gpu.waits.copy()
         self.gpu._inside = any(self.gpu.holds(t) for t in tree_iter((given, named)) if isinstance(t, Tensor))
@@ -92,15 +108,17 @@ class _Asked(TorchFunctionMode):
     def _moved(self, name: str, tensor: Tensor, *given: Any, **named: Any) -> Tensor:
         named.pop("copy", None)
         if name != "to":
-            device, dtype, layout = torch.device(name), None, None
+            device, dtype, at_once, layout = torch.device(name), None, bool(named.get("non_blocking")), None
         elif given and isinstance(given[0], Tensor):
-            device, dtype, layout = given[0].device, given[0].dtype, None
+            device, dtype, at_once, layout = given[0].device, given[0].dtype, bool(named.get("non_blocking")), None
         else:
-            device, dtype, _, layout = torch._C._nn._parse_to(*given, **named)
+            device, dtype, at_once, layout = torch._C._nn._parse_to(*given, **named)
         before = self.gpu.holds(tensor)
         after = before if device is None else _is_cuda(device)
         if before and not after:
             self.gpu.waited("to the CPU")
+        elif after and not before and not (at_once and self.gpu.pins(tensor)):  # else it waits for all asked before
+            self.gpu.waited("to the GPU")
         self.gpu._moving_to = after if after != before else None
         try:
             layout = layout or torch.preserve_format
@@ -128,10 +146,15 @@ class _Ran(TorchDispatchMode):
             if strays and not (name in INDEXED and there[0]):
                 said = [f"{'cuda' if on else 'cpu'} {tuple(t.shape)}" for t, on in zip(tensors, there, strict=True)]
                 raise RuntimeError(f"{name}: expected all tensors on one device, got {', '.join(said)}")
+            if strays:
+                gpu.waited("indices to the GPU")
         if any(there) and (name in READ or (name in INDEXED and any(t.dtype == torch.bool for t in tensors[1:]))):
             gpu.waited(name)
-        if name == "copy_" and there == [False, True]:
-            gpu.waited("to the CPU")
+        if name == "copy_" and there in ([False, True], [True, False]):
+            if there[0] and not (_non_blocking(given, named) and gpu.pins(given[1])):
+                gpu.waited("to the GPU")
+            if there[1]:
+                gpu.waited("to the CPU")
         result = function(*given, **named)
         target = there[0] if name == "copy_" else any(there) or (not tensors and gpu._inside)
         if name == "_to_copy" and gpu._moving_to is not None:
@@ -177,6 +200,10 @@ def _innermost(tensor: Tensor) -> Tensor:
     while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
     return tensor
+
+
+def _non_blocking(given: Any, named: Any) -> bool:
+    return bool(given[2] if len(given) > 2 else named.get("non_blocking"))
 
 
 def _is_cuda(device: Any) -> bool:

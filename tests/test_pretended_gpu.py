@@ -74,7 +74,15 @@ def test_pretended_gpu__where_the_host_waits__counted():
         there.cpu()
         there.nonzero()
         here.copy_(there)
-        assert gpu.waits.total() == 4
+        here.to("cuda")
+        there.copy_(here)
+        torch.tensor([1.0], device="cuda")
+        _ = there[torch.tensor([0])]
+        here.to("cuda", non_blocking=True)
+        assert gpu.waits.total() == 9
+        here.pin_memory().to("cuda", non_blocking=True)
+        there.copy_(here.pin_memory(), non_blocking=True)
+        assert gpu.waits.total() == 9
 
 
 @pytest.mark.filterwarnings("ignore:CUDA is not available")  # says autocast
@@ -106,21 +114,38 @@ def test_privacy__on_a_pretended_gpu__ends(tmp_path: Path):
 @pytest.mark.parametrize("chunk", [7, 512])
 @pytest.mark.parametrize("name", ["digits-lodm", "digits-lodsa", "digits-lomtt"])
 def test_condense__on_a_pretended_gpu__no_episode_waits(tmp_path: Path, monkeypatch, name: str, chunk: int):
-    """Of what is read once a run, and at the end, more episodes read no more."""
+    """Of what is copied once a run, and at the end, more episodes copy no more."""
     monkeypatch.setenv("CONDENSATE_CACHE", str(tmp_path))
     monkeypatch.setattr("condensate.loop.LOOKED_AT_EVERY", 1e9)
     recipe, counted = resolve(name, merge(TINY, SMALL[name])), []
+    if recipe.experts:
+        with pretended_gpu():
+            assemble.make_experts(recipe, assemble.image_data(recipe, DEVICE))
     for episodes in (1, 4):
         with pretended_gpu() as gpu:
             data = assemble.image_data(recipe, DEVICE)
-            if recipe.experts:
-                assemble.make_experts(recipe, data)
             synthetic = assemble.start(recipe, data, Streams(0, DEVICE))
             objective = assemble.objective(recipe, data, Compute(chunk=chunk), Streams(0, DEVICE))
             gpu.waits.clear()
             condense(synthetic, objective, episodes=episodes, lr=0.1)
             counted.append(gpu.waits)
     assert counted[1] == counted[0]
+
+
+def test_condense__on_a_pretended_gpu__kept_features_are_not_waited_for(tmp_path: Path):
+    recipe, counted = resolve("digits-lodm", merge(TINY, SMALL["digits-lodm"])), []
+    for episodes in (4, 1, 4):  # the first computes and keeps them
+        with pretended_gpu() as gpu:
+            data = assemble.image_data(recipe, DEVICE)
+            synthetic = assemble.start(recipe, data, Streams(0, DEVICE))
+            objective = assemble.objective(recipe, data, Compute(), Streams(0, DEVICE))
+            objective.reuse(tmp_path, {})
+            gpu.waits.clear()
+            for number in range(episodes):
+                list(objective.episode(synthetic, number))
+            counted.append(gpu.waits)
+    assert counted[2] == counted[1]
+    assert counted[0].total() - counted[2].total() == 4  # one a row that is kept
 
 
 @pytest.mark.parametrize("together", [1, 2])

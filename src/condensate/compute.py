@@ -134,6 +134,11 @@ def cached(device: torch.device, pixels: int, precision: torch.dtype) -> int | N
     return max(1, CACHED_BYTES // (pixels * precision.itemsize)) if device.type == "cpu" else None
 
 
+def uploaded(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device; a GPU takes it from pinned memory, or the host would wait for all before it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def parts(count: int, chunk: int) -> int:
     """Into how many parts so many images fall, none larger than a chunk.
 

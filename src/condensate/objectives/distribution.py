@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from condensate.augment import Augment, Transform, transform
-from condensate.compute import Compute, parts
+from condensate.compute import Compute, parts, uploaded
 from condensate.data import Split
 from condensate.errors import UserError
 from condensate.networks import Network
@@ -143,7 +143,7 @@ class DistributionMatching(Objective):
             return self.real.labels.new_zeros(self.classes, 1, dtype=torch.float32)
         means = self.kept.get(number) if self.kept else None
         if means is not None:
-            return means.to(self.real.device)
+            return uploaded(means, self.real.device)
         batches = self._real_batches(number)
         if not self.real.expects(batches[0][0]):
             self.real.expect(part for later in count(number) for part, _ in self._real_batches(later))

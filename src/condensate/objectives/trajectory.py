@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import grad_and_value, replace_all_batch_norm_modules_
 
 from condensate.augment import Augment, Transform
-from condensate.compute import Compute
+from condensate.compute import Compute, uploaded
 from condensate.errors import UserError
 from condensate.experts import Trajectories
 from condensate.networks import Network
@@ -153,7 +153,7 @@ class TrajectoryMatching(Objective):
         length = squared_distance(*ends)
         if not float(length) > 0:  # looked at where the snapshots lie, on the host: a GPU would be waited for
             raise UserError("an expert stands still between two snapshots: were its experts trained at all?")
-        initial, target = ({name: value.to(self.device) for name, value in end.items()} for end in ends)
+        initial, target = ({name: uploaded(value, self.device) for name, value in end.items()} for end in ends)
         steps = self._steps(current, number, which)
         path = [initial]
         for step in steps:
