@@ -389,6 +389,12 @@ def test_load__of_a_folder_of_several_seeds__says_to_name_one(tmp_path: Path):
         load(tmp_path)
 
 
+def test_load__of_a_run_under_way__says_how_to_go_on(tmp_path: Path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match=f"no set yet: condensate run --resume {tmp_path}"):
+        load(tmp_path)
+
+
 def test_load__of_nothing(tmp_path: Path):
     for path in (tmp_path / "absent.safetensors", tmp_path):
         with pytest.raises(UserError, match=r"no synthetic data set at .*\.safetensors; expected"):

@@ -237,6 +237,9 @@ def load(path: str | os.PathLike[str]) -> SyntheticDataset:
         path = path / "synthetic.safetensors"
     if not path.is_file():
         check_single(path.parent)
+        if (path.parent / "checkpoints").is_dir():
+            folder = path.parent
+            raise UserError(f"the run in {folder} has no set yet: condensate run --resume {folder} goes on with it")
         raise UserError(f"no synthetic data set at {path}; expected a synthetic.safetensors or the run folder of one")
     try:
         with safe_open(path, framework="pt") as file:
