@@ -61,6 +61,10 @@ def transform(images: Tensor, theta: Tensor, color: Tensor, box: Tensor) -> Tens
     return functional.grid_sample(pixels, grid, padding_mode="zeros", align_corners=False).to(images.dtype)
 
 
+# Operators (sets,), strengths (7, sets) from 0 to 1, and for each side a shift and a centre in pixels, (4, sets).
+Numbers = tuple[Tensor, Tensor, Tensor]
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Transform:
@@ -175,7 +179,11 @@ class Augment:
         self, generators: Sequence[torch.Generator], sets: int, size: tuple[int, int], *, shared_op: bool = False
     ) -> Transform:
         """What ``draw`` gives for every generator, one after another: ``sets`` for each, computed together."""
-        drawn = [self._drawn(generator, sets, size, shared_op) for generator in generators]
+        drawn = [self.numbers(generator, sets, size, shared_op=shared_op) for generator in generators]
+        return self.of_numbers(drawn, size)
+
+    def of_numbers(self, drawn: Sequence[Numbers], size: tuple[int, int]) -> Transform:
+        """What ``draw`` makes of the ``numbers`` of one or more draws, one after another, computed together."""
         operator, strengths, whole = (torch.cat(parts, -1) if len(parts) > 1 else parts[0] for parts in zip(*drawn))
 
         def column(*values: float) -> Tensor:
@@ -214,10 +222,10 @@ class Augment:
             theta.unflatten(1, (2, 3)), torch.stack(color, 1), box.T.contiguous(), (height, width), not self.ops
         )
 
-    def _drawn(
-        self, generator: torch.Generator, sets: int, size: tuple[int, int], shared_op: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Operators (sets,), strengths (7, sets) from 0 to 1, and for each side a shift and a centre, (4, sets)."""
+    def numbers(
+        self, generator: torch.Generator, sets: int, size: tuple[int, int], *, shared_op: bool = False
+    ) -> Numbers:
+        """All that a ``draw`` takes from the generator."""
 
         def integer(low: int, high: int, count: int = sets) -> Tensor:
             return torch.randint(low, high + 1, (count,), generator=generator, device=generator.device)

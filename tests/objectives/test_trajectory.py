@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy, one_hot
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from condensate import (
     Augment,
@@ -129,6 +130,38 @@ def assert_equals_naive(objective: TrajectoryMatching, make: Callable[[], Synthe
     for found, expected in zip(gradients(ours), gradients(theirs), strict=True):
         assert float(expected.abs().max()) > 0
         assert float((found - expected).norm() / expected.norm()) < 1e-10
+
+
+def test_episode__a_step_asks_for_little_beside_its_programs():
+    """Each operation is a launch on a GPU: drawing a batch is some ten, and the rest goes through the programs."""
+
+    class Asked(TorchDispatchMode):
+        count, within = 0, False
+
+        def __torch_dispatch__(self, function, types, given=(), named=None):
+            self.count += not self.within and not function.is_view
+            return function(*given, **(named or {}))
+
+    asked = Asked()
+
+    class Watched(Compute):
+        def program(self, function):
+            def run(*given):
+                asked.within = True
+                try:
+                    return function(*given)
+                finally:
+                    asked.within = False
+
+            return run
+
+    counts = []
+    for steps in (2, 10):
+        objective, asked.count = matching(Watched(), syn_steps=steps), 0
+        with asked:
+            list(objective.episode(synthetic(), 0))
+        counts.append(asked.count)
+    assert (counts[1] - counts[0]) / 8 <= 25
 
 
 @pytest.mark.parametrize("network", NETWORKS)

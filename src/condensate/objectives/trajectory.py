@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value, replace_all_batch_norm_modules_
 
-from condensate.augment import Augment, Transform
-from condensate.compute import Compute, uploaded
+from condensate.augment import Augment, Numbers
+from condensate.compute import Compute, parts, uploaded
 from condensate.errors import UserError
 from condensate.experts import Trajectories
 from condensate.networks import Network
@@ -31,10 +31,14 @@ class _Set:
 
 @dataclass(frozen=True)
 class _Step:
-    """A synthetic batch of the student: which images, and what augmentation drew for each of them."""
+    """A synthetic batch of the student: which images, and for each of them what ``transform`` takes after it."""
 
     index: Tensor
-    drawn: Transform
+    drawn: tuple[Tensor, ...]
+
+
+# Part of a batch: its images' indices, its share of them, and images, labels and augmentation as programs take them.
+_Piece = tuple[Tensor, float, tuple[Tensor, ...]]
 
 
 class TrajectoryMatching(Objective):
@@ -115,7 +119,7 @@ class TrajectoryMatching(Objective):
         first = next(network.parameters())
         self.dtype, self.device = first.dtype, first.device
         gradient = parameter_gradient(self.network, bool(augment.ops), self.compute.memory_format)
-        self._gradient = self.compute.program(gradient)
+        self._descend = self.compute.program(_descent(gradient))
         self._pull_back = self.compute.program(_adjoint(gradient))
 
     @classmethod
@@ -157,8 +161,7 @@ class TrajectoryMatching(Objective):
         steps = self._steps(current, number, which)
         path = [initial]
         for step in steps:
-            gradient = self._mean_gradient(path[-1], current, step)
-            path.append({name: value - current.step_size * gradient[name] for name, value in path[-1].items()})
+            path.append(self._step(path[-1], current, step))
         student = path.pop()
         adjoint = {name: value.sub(target[name]).mul_(2 / length) for name, value in student.items()}
         totals = _Set(*(torch.zeros_like(part, dtype=self.dtype) for part in vars(current).values()))
@@ -178,53 +181,54 @@ class TrajectoryMatching(Objective):
         return initial, target
 
     def _steps(self, current: _Set, number: int, which: int) -> list[_Step]:
-        """The batches of all steps."""
+        """The batches of all steps; what is drawn for them is computed together, in few launches on a GPU."""
         generator = self.streams("batches", number, which)
-        images, pieces = current.images, list[Tensor]()
-        steps: list[_Step] = []
-        while len(steps) < self.syn_steps:
+        images, size = current.images, (current.images.shape[2], current.images.shape[3])
+        pieces, batches, numbers = list[Tensor](), list[Tensor](), list[Numbers]()
+        while len(batches) < self.syn_steps:
             if not pieces:
                 order = torch.randperm(len(images), generator=generator, device=generator.device)
                 pieces = list(order.split(self.batch_syn or len(images)))
-            index = pieces.pop().to(images.device)
-            size = (images.shape[2], images.shape[3])
-            steps.append(_Step(index, self.augment.draw(generator, len(index), size, shared_op=True)))
-        return steps
+            batches.append(pieces.pop().to(images.device))
+            numbers.append(self.augment.numbers(generator, len(batches[-1]), size, shared_op=True))
+        drawn = self.augment.of_numbers(numbers, size).parameters()
+        of_batches = zip(*(part.to(images.device).split(list(map(len, batches))) for part in drawn), strict=True)
+        return list(map(_Step, batches, of_batches))
 
-    def _pieces(self, current: _Set, step: _Step) -> Iterator[tuple[Tensor, float, tuple[Tensor, ...]]]:
-        """A batch chunk by chunk: its indices, its share, and images, labels and augmentation as programs take them."""
-        places = torch.arange(len(step.index), device=step.index.device)
-        drawn = [part.to(places.device) for part in step.drawn.parameters()]
-        for place in self.compute.pieces(places) if self.chunk else [places]:
-            index = step.index[place]
-            yield (
-                index,
-                len(place) / len(places),
-                (current.images[index], current.labels[index], *(d[place] for d in drawn)),
-            )
+    def _count(self, step: _Step) -> int:
+        """Into how many pieces a batch falls."""
+        return parts(len(step.index), self.compute.at_once) if self.chunk else 1
+
+    def _pieces(self, current: _Set, step: _Step) -> Iterator[_Piece]:
+        """A batch piece by piece."""
+        count = self._count(step)
+        drawn = [part.tensor_split(count) for part in step.drawn]
+        for index, *own in zip(step.index.tensor_split(count), *drawn, strict=True):
+            yield index, len(index) / len(step.index), (current.images[index], current.labels[index], *own)
+
+    def _sum_of(self, step: _Step, first: Named) -> Named:
+        """What the sum over a batch begins with: of several pieces a copy, for programs tell one tensor given twice."""
+        return first if self._count(step) == 1 else {name: value.clone() for name, value in first.items()}
 
     @torch.no_grad()
-    def _mean_gradient(self, parameters: Named, current: _Set, step: _Step) -> Named:
-        """Gradient of the mean cross-entropy over a batch."""
-        total: Named = {}
+    def _step(self, parameters: Named, current: _Set, step: _Step) -> Named:
+        """The student's parameters after a step of gradient descent."""
+        after = self._sum_of(step, parameters)
         for _, share, seen in self._pieces(current, step):
-            for name, gradient in self._gradient(parameters, {}, *seen).items():
-                total[name] = total[name].add_(gradient, alpha=share) if name in total else gradient * share
-        return total
+            after = self._descend(current.step_size * share, after, parameters, *seen)
+        return after
 
     @torch.no_grad()
     def _step_back(self, parameters: Named, adjoint: Named, current: _Set, step: _Step, totals: _Set) -> Named:
         """Add what a step contributes to the gradients in ``totals``; the adjoint before the step."""
-        before = {name: value.clone() for name, value in adjoint.items()}
+        before = self._sum_of(step, adjoint)
         for index, share, seen in self._pieces(current, step):
-            slope, by_parameters, by_images, by_labels = self._pull_back(adjoint, parameters, *seen)
-            weight = -share * current.step_size
-            totals.images.index_add_(0, index, by_images * weight)
+            weight = current.step_size * -share
+            slope, before, by_images, by_labels = self._pull_back(weight, before, adjoint, parameters, *seen)
+            totals.images.index_add_(0, index, by_images)
             if by_labels is not None:
-                totals.labels.index_add_(0, index, by_labels * weight)
+                totals.labels.index_add_(0, index, by_labels)
             totals.step_size.sub_(slope, alpha=share)
-            for name, value in by_parameters.items():
-                before[name].addcmul_(value, weight)
         return before
 
     def _store(self, synthetic: SyntheticDataset, totals: _Set) -> None:
@@ -259,15 +263,25 @@ def check_window(max_start_epoch: int, expert_epochs: int, epochs: int) -> None:
         )
 
 
-def _adjoint(gradient: Callable[..., Named]) -> Callable[..., tuple[Tensor, Named, Tensor, Tensor | None]]:
-    """The program (adjoint, parameters, images, labels, augmentation) -> s and its gradients.
+def _descent(gradient: Callable[..., Named]) -> Callable[..., Named]:
+    """The program (weight, sum, parameters, images, labels, augmentation) -> sum - weight * gradient."""
 
-    s is the inner product of the loss gradient and the adjoint; its gradients are those with respect to parameters,
-    images and, if they are soft, labels.
+    def program(weight: Tensor, total: Named, parameters: Named, *seen: Tensor) -> Named:
+        found = gradient(parameters, {}, *seen)
+        return {name: value - weight * found[name] for name, value in total.items()}
+
+    return program
+
+
+def _adjoint(gradient: Callable[..., Named]) -> Callable[..., tuple[Tensor, Named, Tensor, Tensor | None]]:
+    """The program (weight, sum, adjoint, parameters, images, labels, augmentation) -> s, and its gradients weighted.
+
+    s is the inner product of the loss gradient and the adjoint. That with respect to the parameters comes added to the
+    sum; those with respect to images and, if they are soft, labels come as they are.
     """
 
     def program(
-        adjoint: Named, parameters: Named, images: Tensor, labels: Tensor, *drawn: Tensor
+        weight: Tensor, total: Named, adjoint: Named, parameters: Named, images: Tensor, labels: Tensor, *drawn: Tensor
     ) -> tuple[Tensor, Named, Tensor, Tensor | None]:
         soft = labels.is_floating_point()
 
@@ -276,6 +290,7 @@ def _adjoint(gradient: Callable[..., Named]) -> Callable[..., tuple[Tensor, Name
 
         wanted = (0, 1, 2) if soft else (0, 1)
         found, value = grad_and_value(slope, argnums=wanted)(parameters, images, labels)
-        return value, found[0], found[1], found[2] if soft else None
+        before = {name: part + weight * found[0][name] for name, part in total.items()}
+        return value, before, weight * found[1], weight * found[2] if soft else None
 
     return program
