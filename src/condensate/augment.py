@@ -89,6 +89,11 @@ class Transform:
         theta, color, box = (part.to(which.device)[which] for part in (self.theta, self.color, self.box))
         return theta, color, box
 
+    def of_set(self, number: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What ``transform`` takes after ``count`` images of one set: ``parameters`` of it, without a copy."""
+        theta, color, box = (part[number].expand(count, *part.shape[1:]) for part in self.parameters())
+        return theta, color, box
+
     def __call__(self, images: Tensor, which: Tensor | None = None) -> Tensor:
         """The images, each changed as drawn for its set.
 

@@ -25,6 +25,7 @@ from condensate import (
 from condensate.compute import can_compile
 from condensate.data import measure
 from condensate.parameterizations import Parameterization
+from tests.launches import Launches
 
 CLASSES, SHAPE, BATCH = 3, (3, 8, 12), 7
 IMAGES = torch.randint(0, 256, (CLASSES * 20, *SHAPE), dtype=torch.uint8, generator=Streams(5)("images"))
@@ -80,6 +81,20 @@ def assert_same(found, expected, rtol: float = 1e-8) -> None:
         assert loss == pytest.approx(other, rel=rtol)
         for gradient, reference in zip(gradients, references, strict=True):
             torch.testing.assert_close(gradient, reference, rtol=rtol, atol=rtol * float(reference.abs().max()))
+
+
+def test_episode__a_class_asks_for_little_beside_its_programs(real):
+    """To read its images, and its part of one sum of what goes to the storage."""
+    counts = []
+    for labels in (torch.zeros(3, dtype=torch.int64), class_major(CLASSES, 3)):
+        launches, stored = Launches(), Pixels(len(labels), SHAPE)
+        of = SyntheticDataset(stored, labels, classes=("a", "b", "c"), mean=MEAN, std=STD).double()
+        objective = matching(real, launches.compute())
+        with launches:
+            list(objective.episode(of, 0))
+        counts.append(launches.beside)
+        assert launches.programs == 2 * len(labels.unique())
+    assert (counts[1] - counts[0]) / 2 <= 16
 
 
 def by_rows(ours: list[Tensor], theirs: list[Tensor]) -> Tensor:

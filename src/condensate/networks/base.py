@@ -122,7 +122,10 @@ def first_padding(image: Shape, usual: int) -> int:
 
 
 def _uniform_(parameter: Tensor, bound: float, generator: torch.Generator) -> None:
-    # Drawn contiguously, so that the numbers do not depend on the parameter's memory format.
+    if parameter.is_contiguous() and parameter.dtype == torch.float32:
+        parameter.uniform_(-bound, bound, generator=generator)
+        return
+    # Drawn alike, so that the numbers depend neither on the parameter's memory format nor on its type.
     parameter.copy_(torch.empty(parameter.shape, device=generator.device).uniform_(-bound, bound, generator=generator))
 
 

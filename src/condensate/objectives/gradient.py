@@ -132,7 +132,7 @@ class GradientMatching(Objective):
         self.distance = DISTANCES[distance]
         gradient = parameter_gradient(network, siamese, self.compute.memory_format)
         self._members = OfLabels(_members)
-        self._gradient = self.compute.program(gradient)
+        self._gradient = self.compute.program(_in(self.dtype, gradient))
         self._match = self.compute.program(_pixel_gradient(gradient, self.distance))
         self._pull_back = self.compute.program(_pixel_gradient(gradient, inner_product))
 
@@ -191,42 +191,52 @@ class GradientMatching(Objective):
                 module.eval()
 
     def _add_gradient(self, synthetic: SyntheticDataset, members: dict[int, Tensor], number: int, step: int) -> Tensor:
-        """Add the gradient of one match to what is stored, class by class; the loss."""
+        """Add the gradient of one match to what is stored; the loss."""
         drawn = self.augment.draw(self.streams("augment", number, step), self.classes, self.size)
         low = self.dtype if self.compute.precision == torch.float32 else self.compute.precision
         state, low_state = self._state(self.dtype), self._state(low)
         loss = torch.zeros((), dtype=self.dtype, device=synthetic.labels.device)
+        waiting: list[tuple[Tensor, Tensor]] = []
         for label in self.ranks.share(list(members)):
-            index = members[label]
             batch = self._real_batch(number, step, label)
             target = self._mean_gradient(low_state, self._reader(self.real, label, drawn), batch)
-            loss += self._add_class(state, synthetic, self._reader(synthetic, label, drawn), index, target)
+            pieces, distance = self._matched(state, self._reader(synthetic, label, drawn), members[label], target)
+            loss += distance
+            for piece in pieces:
+                waiting.append(piece)
+                if sum(len(index) for index, _ in waiting) >= self.compute.chunk:
+                    _store(synthetic, waiting)
+        _store(synthetic, waiting)
         return loss
 
-    def _add_class(
-        self, state: State, synthetic: SyntheticDataset, read: Reader, index: Tensor, target: Named
-    ) -> Tensor:
-        """Add the gradient of one class's distance to ``target`` to what is stored; the distance."""
+    def _matched(
+        self, state: State, read: Reader, index: Tensor, target: Named
+    ) -> tuple[Iterator[tuple[Tensor, Tensor]], Tensor]:
+        """One class's distance to ``target``, and its gradient: indices of images and their pixels', piece by piece."""
         pieces = self.compute.pieces(index) if len(index) > self.compute.chunk else (index,)
-        program, other, loss = self._match, target, None
-        if len(pieces) > 1:
-            mean = self._mean_gradient(state, read, index)
-            other, loss = grad_and_value(self.distance)(mean, target)
-            program = self._pull_back
-        for piece in pieces:
+        with torch.no_grad():
+            if len(pieces) == 1:
+                pixels, distance = self._match(target, *state, *read(index))
+                return iter([(index, pixels)]), distance
+            other, distance = grad_and_value(self.distance)(self._mean_gradient(state, read, index), target)
+
+        def pulled(piece: Tensor) -> tuple[Tensor, Tensor]:
             with torch.no_grad():
-                pixels, value = program(other, *state, *read(piece))
-            synthetic.backward(piece, pixels * (len(piece) / len(index)))
-        return value if loss is None else loss
+                pixels, _ = self._pull_back(other, *state, *read(piece))
+            return piece, pixels * (len(piece) / len(index))
+
+        return map(pulled, pieces), distance
 
     @torch.no_grad()
     def _mean_gradient(self, state: State, read: Reader, index: Tensor) -> Named:
         """Gradient of the mean cross-entropy of the images at ``index``, by parameter."""
-        total: Named = {}
-        for piece in self.compute.pieces(index):
+        first, *rest = self.compute.pieces(index)
+        total: Named = self._gradient(*state, *read(first))
+        if rest:
+            total = {name: gradient * (len(first) / len(index)) for name, gradient in total.items()}
+        for piece in rest:
             for name, gradient in self._gradient(*state, *read(piece)).items():
-                weighted = gradient.to(self.dtype) * (len(piece) / len(index))
-                total[name] = total[name].add_(weighted) if name in total else weighted
+                total[name].add_(gradient, alpha=len(piece) / len(index))
         return total
 
     def _reader(self, examples: Examples, label: int, drawn: Transform) -> Reader:
@@ -234,7 +244,7 @@ class GradientMatching(Objective):
 
         def read(index: Tensor) -> tuple[Tensor, ...]:
             labels = torch.full_like(index, label)
-            return examples.images(index).detach().to(self.dtype), labels, *drawn.parameters(labels)
+            return examples.images(index).detach().to(self.dtype), labels, *drawn.of_set(label, len(index))
 
         return read
 
@@ -265,6 +275,23 @@ def _members(labels: Tensor) -> dict[int, Tensor]:
     """Indices of the images of every class that has some."""
     of_classes = labels.argsort(stable=True).split(labels.bincount().tolist())
     return {label: index for label, index in enumerate(of_classes) if len(index)}
+
+
+def _store(synthetic: SyntheticDataset, waiting: list[tuple[Tensor, Tensor]]) -> None:
+    """Add the gradients of these images' pixels to what is stored, all at once, and wait for others."""
+    if waiting:
+        index, pixels = (torch.cat(parts) for parts in zip(*waiting))
+        synthetic.backward(index, pixels)
+        waiting.clear()
+
+
+def _in(dtype: torch.dtype, gradient: Callable[..., Named]) -> Callable[..., Named]:
+    """The program ``gradient``, whose results come in this type."""
+
+    def program(*given: Any) -> Named:
+        return {name: part.to(dtype) for name, part in gradient(*given).items()}
+
+    return program
 
 
 def _pixel_gradient(gradient: Callable[..., Named], measure: Distance) -> Callable[..., tuple[Tensor, Tensor]]:
