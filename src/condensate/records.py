@@ -1,5 +1,6 @@
 """What is written down of a run: the environment, the result, and files that are whole or absent."""
 
+import functools
 import json
 import math
 import platform
@@ -98,8 +99,12 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+@functools.cache
 def _commit() -> str | None:
-    """Of the checkout this package lies in, if it lies in one; marked where files differ from it."""
+    """Of the checkout this package lies in, if it lies in one; marked where files differ from it.
+
+    Asked once a process: a checkout that moves on during a long run does not change the code that runs.
+    """
     folder = Path(__file__).parent
 
     def git(*words: str) -> str:
