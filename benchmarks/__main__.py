@@ -9,16 +9,17 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
+from subprocess import PIPE
 from typing import Any
 
 import torch
 
 from benchmarks import pages
-from benchmarks.measure import copy_rate, matrix_rate, measure, show_fused
+from benchmarks.measure import copy_rate, matrix_rate, measure, show_fused, warm
 from benchmarks.plans import PLANS, check
 from benchmarks.works import QUICK, WORKS, Bench
 from condensate.compute import has_bfloat16
@@ -28,20 +29,28 @@ from condensate.records import environment
 Row = dict[str, Any]
 
 
-def one(name: str, bench: Bench, repeats: int, patience: float, profiled: bool = False) -> list[Row]:
-    """A piece of work measured in this process, with the machine's rates beside it."""
+def one(
+    name: str, bench: Bench, repeats: int, patience: float, profiled: bool = False, turn: Callable[[], object] = str
+) -> list[Row]:
+    """A piece of work measured in this process, with the machine's rates beside it, when it is its ``turn``."""
     if name in PLANS:
+        turn()
         return [check(name, bench.device)]
     if profiled:
         show_fused()
     work = WORKS[name](bench)
     if not work.ways:
+        turn()
         return [{"work": work.name, "way": "not measured", "seconds": [], "note": work.note}]
+    first = warm(work, bench.device, patience)
+    if bench.device.type == "cuda":
+        torch.cuda.empty_cache()
+    turn()
     rates = {"float32": matrix_rate(torch.float32, bench.device)}
     if has_bfloat16(bench.device):
         rates["bfloat16"] = matrix_rate(torch.bfloat16, bench.device)
     copied = copy_rate(bench.device)
-    found = measure(work, repeats, bench.device, patience, profiled)
+    found = measure(work, first, repeats, bench.device, patience, profiled)
     base = found[0].median
     return [
         {
@@ -57,19 +66,43 @@ def one(name: str, bench: Bench, repeats: int, patience: float, profiled: bool =
     ]
 
 
-def in_a_process(name: str, given: Sequence[str]) -> list[Row]:
-    """A piece of work measured in a process of its own; what it was is told where it fails."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "rows.json"
-        command = [sys.executable, "-m", "benchmarks", *given, "--one", name, "--json", str(file)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            print(done.stderr, file=sys.stderr)
-            return [
-                {"work": name, "way": "failed", "seconds": [], "note": (done.stderr.strip().splitlines() or [""])[-1]}
-            ]
-        rows: list[Row] = json.loads(file.read_text())
-    return rows
+READY, GO = "ready", "go"
+
+
+def told_to() -> None:
+    """Say that all is compiled, and wait for the word to measure."""
+    print(READY, flush=True)
+    if sys.stdin.readline().strip() != GO:
+        raise SystemExit("the benchmark ended before it was this work's turn")
+
+
+class Worker:
+    """A process of its own for a piece of work, which compiles at once and measures when it is told to."""
+
+    def __init__(self, name: str, given: Sequence[str]) -> None:
+        self.name, self.folder, self.ready = name, tempfile.TemporaryDirectory(), False
+        self.file, self.said = Path(self.folder.name) / "rows.json", Path(self.folder.name) / "said"
+        command = [sys.executable, "-m", "benchmarks", *given, "--one", name, "--json", str(self.file)]
+        with self.said.open("w") as said:
+            self.process = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=said, text=True)
+
+    def wait(self) -> None:
+        """Until it is ready, or failed."""
+        assert self.process.stdout is not None
+        while not self.ready and (line := self.process.stdout.readline()):
+            self.ready = line.strip() == READY
+
+    def rows(self) -> list[Row]:
+        """What it measures now; what it was is told where it fails."""
+        with self.folder:
+            self.process.communicate(GO + "\n")
+            if self.process.returncode:
+                said = self.said.read_text()
+                print(said, file=sys.stderr)
+                note = (said.strip().splitlines() or [""])[-1]
+                return [{"work": self.name, "way": "failed", "seconds": [], "note": note}]
+            rows: list[Row] = json.loads(self.file.read_text())
+        return rows
 
 
 def shown(row: Row) -> list[str]:
@@ -102,26 +135,33 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7, help="at most, at least three (default 7)")
     parser.add_argument("--patience", type=float, default=60, help="seconds for the repeats of one work (default 60)")
     parser.add_argument("--profile", action="store_true", help="also say what the time of every way goes to")
-    parser.add_argument("--graphs", action="store_true", help="also replay compiled programs as CUDA graphs")
+    parser.add_argument("--together", action="store_true", help="compile all works at once, then measure one by one")
     parser.add_argument("--quick", action="store_true", help="few works, narrow networks, three repeats: two minutes")
     parser.add_argument("--only", nargs="+", choices=[*WORKS, *PLANS], help="absent: all")
     parser.add_argument("--one", choices=[*WORKS, *PLANS], help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, help="write the table here, too")
     options = parser.parse_args()
-    bench = Bench(torch.device(options.device), options.data, options.quick, options.graphs)
+    bench = Bench(torch.device(options.device), options.data, options.quick)
     repeats = 3 if options.quick else max(3, options.repeats)
     if options.one:
-        options.json.write_text(json.dumps(one(options.one, bench, repeats, options.patience, options.profile)))
+        rows = one(options.one, bench, repeats, options.patience, options.profile, told_to)
+        options.json.write_text(json.dumps(rows))
         return
     given = ["--device", options.device, "--repeats", str(repeats), "--patience", str(options.patience)]
     given += ["--data", options.data] if options.data else []
     given += ["--quick"] if options.quick else []
-    given += ["--graphs"] if options.graphs else []
     given += ["--profile"] if options.profile else []
-    rows: list[Row] = []
-    for name in options.only or (QUICK if options.quick else [*WORKS, *PLANS]):
-        print(f"measuring {name}", file=sys.stderr, flush=True)
-        rows += in_a_process(name, given)
+    names = options.only or (QUICK if options.quick else [*WORKS, *PLANS])
+    workers: Iterable[Worker] = (Worker(name, given) for name in names)
+    if options.together:
+        workers = list(workers)
+        for worker in workers:
+            worker.wait()
+    rows = []
+    for worker in workers:
+        print(f"measuring {worker.name}", file=sys.stderr, flush=True)
+        worker.wait()
+        rows += worker.rows()
         if options.json:  # after each, for a run that is stopped
             options.json.parent.mkdir(parents=True, exist_ok=True)
             content = {"real_images": options.data is not None, "quick": options.quick, **environment(bench.device)}

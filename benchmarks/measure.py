@@ -86,34 +86,51 @@ class Measured:
         return median(self.seconds)
 
 
-def measure(work: Work, repeats: int, device: torch.device, patience: float, profiled: bool = False) -> list[Measured]:
-    """Time the ways in turn, after one time each to compile and warm up, then look at their memory.
+def warm(work: Work, device: torch.device, patience: float) -> dict[str, float]:
+    """Do the work all ways, so that everything is compiled and, on a GPU, recorded; seconds of the first time each.
 
     Args:
-        work: What to measure.
+        work: What to do.
+        device: Where it runs.
+        patience: Seconds; work that takes longer warms up in one time.
+    """
+    first = {name: _seconds(way.run, device) for name, way in work.ways.items()}
+    if device.type == "cuda":
+        for way in work.ways.values():
+            if _seconds(way.run, device) < 1:  # else it has warmed up on the way
+                for _ in range(3):  # an episode is recorded in the third time
+                    way.run()
+    elif sum(first.values()) < patience:
+        for way in work.ways.values():
+            way.run()
+    return first
+
+
+def measure(
+    work: Work, first: dict[str, float], repeats: int, device: torch.device, patience: float, profiled: bool = False
+) -> list[Measured]:
+    """Time the ways in turn, then look at their memory.
+
+    Args:
+        work: What to measure, warmed up.
+        first: What that took the first time.
         repeats: Of every way; at least three are made, fewer than ``repeats`` once ``patience`` runs out.
         device: Where it runs.
         patience: Seconds for all repeats.
         profiled: Whether to look at what their time goes to, in one more time each.
     """
 
-    def timed(run: Run, times: int = 1) -> float:
-        began = time.perf_counter()
-        for _ in range(times):
-            run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return (time.perf_counter() - began) / times
+    def timed(run: Run, times: int) -> float:
+        def behind() -> None:
+            for _ in range(times):
+                run()
 
-    first = {name: timed(way.run) for name, way in work.ways.items()}
+        return _seconds(behind, device) / times
+
     times = dict.fromkeys(work.ways, 1)
     if device.type == "cuda":
-        for name, way in work.ways.items():
-            timed(way.run)  # a program that is replayed as a graph is recorded in its second time
-            times[name] = max(1, min(50, round(0.2 / timed(way.run))))  # one behind the other, as they are in a run
-    elif sum(first.values()) < patience:  # long work warms up in one time
-        for way in work.ways.values():
-            way.run()
+        for name, way in work.ways.items():  # one behind the other, as they are in a run
+            times[name] = max(1, min(50, round(0.2 / timed(way.run, 1))))
     seconds: dict[str, list[float]] = {name: [] for name in work.ways}
     began = time.perf_counter()
     for repeat in range(repeats):
@@ -125,11 +142,16 @@ def measure(work: Work, repeats: int, device: torch.device, patience: float, pro
     return [
         Measured(
             work.name, name, seconds[name], first[name], way.precision, work.operations, work.moved, memory[name],
-            work.note, shares(way.run, device) if profiled else None,
+            work.note, shares(way.run, device) if profiled and median(seconds[name]) < PROFILED[device.type] else None,
         )
         for name, way in work.ways.items()
     ]  # fmt: skip
 
+
+PROFILED = {
+    "cpu": 1e9,
+    "cuda": 0.5,
+}  # seconds: what a GPU does in more is so many kernels that to list them takes minutes
 
 # What the time of a way goes to, by the names of operators and kernels; the first that fits.
 KINDS = {

@@ -25,6 +25,7 @@ from condensate import (
     Objective,
     Parameterization,
     Pixels,
+    Replayed,
     Streams,
     SyntheticDataset,
     TrajectoryMatching,
@@ -50,13 +51,11 @@ class Bench:
         device: Where they run.
         data: Folder of CIFAR-10; None for random images.
         quick: Whether networks are narrow, of width 32, and real batches of 64 a class, so that all ends in minutes.
-        graphs: Whether compiled programs are also replayed as CUDA graphs, in a way of its own.
     """
 
     device: torch.device
     data: str | None = None
     quick: bool = False
-    graphs: bool = False
 
     @property
     def width(self) -> int:
@@ -90,18 +89,12 @@ class Bench:
         return from_arrays(images, labels, images[:classes], labels[::each]).to(self.device)
 
     def computes(self, low: bool = True, shape: Shape = (3, 32, 32)) -> dict[str, Compute]:
-        """Our ways: compiled where that is possible, also with bfloat16 for what needs no gradient to the pixels.
-
-        The last of them once more as CUDA graphs, where that is asked for.
-        """
+        """Our ways: compiled where that is possible, also with bfloat16 for what needs no gradient to the pixels."""
         compiled, pixels = can_compile(self.device), shape[1] * shape[2]
         names = ["float32", *(["bfloat16"] if low and has_bfloat16(self.device) else [])]
         asked = {name: ComputeOptions("always" if compiled else "never", name) for name in names}  # type: ignore[arg-type]
         said = "" if compiled else ", eager"
-        ways = {f"ours, {name}{said}": asked[name].resolve(self.device, 0.0, pixels) for name in names}
-        if compiled and self.graphs:
-            ways[f"ours, {names[-1]}, graphs"] = replace(ways[f"ours, {names[-1]}"], graphs=True)
-        return ways
+        return {f"ours, {name}{said}": asked[name].resolve(self.device, 0.0, pixels) for name in names}
 
 
 def synthetic(
@@ -115,16 +108,36 @@ def synthetic(
     return made.to(bench.device)
 
 
-def episode(matching: Objective, made: SyntheticDataset, lr: float = 1.0) -> Callable[[], object]:
-    """An episode and its update."""
+def episode(matching: Objective, made: SyntheticDataset, lr: float = 1.0, replay: bool = True) -> Callable[[], object]:
+    """An episode and its update; on a GPU recorded and replayed, as in ``condense``."""
     optimizer = torch.optim.SGD(made.parameterization.parameters(), lr, 0.5)
+    matched = Replayed(matching) if replay and made.labels.device.type == "cuda" else matching
 
     def run() -> None:
-        for _ in matching.episode(made, 1):
+        for _ in matched.episode(made, 1):
             optimizer.step()
             optimizer.zero_grad()
 
     return run
+
+
+def episodes(
+    bench: Bench,
+    made: Callable[[], SyntheticDataset],
+    matching: Callable[[Compute], Objective],
+    lr: float = 1.0,
+    **options: Any,
+) -> dict[str, Way]:
+    """Our ways to an episode; on a GPU the last one also as it is where nothing is compiled, or nothing replayed."""
+    computes = bench.computes(**options)
+    ways = {name: Way(episode(matching(how), made(), lr), precision(name)) for name, how in computes.items()}
+    *_, (name, how) = computes.items()
+    if bench.device.type == "cuda":
+        ways[f"{name}, not compiled"] = Way(
+            episode(matching(replace(how, compiled=False)), made(), lr), precision(name)
+        )
+        ways[f"{name}, not replayed"] = Way(episode(matching(how), made(), lr, replay=False), precision(name))
+    return ways
 
 
 def by_class(data: ImageData) -> list[Tensor]:
@@ -153,12 +166,13 @@ def dm(bench: Bench, shape: Shape, classes: int, ipc: int) -> Work:
         published.dm_episode, lambda: bench.network(data), by_class(data), of_class(plain, classes), optimizer,
         Streams(0)("published"), bench.batch_real,
     )  # fmt: skip
+
+    def matching(compute: Compute) -> Objective:
+        streams, count = bench.streams(), bench.batch_real
+        return DistributionMatching(data.train, bench.network(data), Augment(), streams, compute, batch_real=count)
+
     ways = {"published": Way(theirs)}
-    for name, compute in bench.computes(shape=shape).items():
-        matching = DistributionMatching(
-            data.train, bench.network(data), Augment(), bench.streams(), compute, batch_real=bench.batch_real
-        )
-        ways[name] = Way(episode(matching, synthetic(bench, Pixels(classes * ipc, shape), data)), precision(name))
+    ways |= episodes(bench, lambda: synthetic(bench, Pixels(classes * ipc, shape), data), matching, shape=shape)
     real, made = classes * bench.batch_real, classes * ipc
     return Work(
         f"DM step, {_named(shape, classes)}, IPC {ipc}", ways, (real + 3 * made) * each, _moved(data, real, made)
@@ -197,13 +211,15 @@ def dc(bench: Bench, ipc: int, augmented: bool) -> Work:
         published.dc_episode, lambda: bench.network(data), by_class(data), of_class(plain, 10), optimizer,
         Streams(0)("published"), bench.batch_real, augmented,
     )  # fmt: skip
-    ways = {"published": Way(theirs)}
-    for name, compute in bench.computes().items():
-        matching = GradientMatching(
+
+    def matching(compute: Compute) -> Objective:
+        return GradientMatching(
             data.train, bench.network(data), Augment() if augmented else Augment([]), bench.streams(), compute,
             siamese=augmented, batch_real=bench.batch_real,
         )  # fmt: skip
-        ways[name] = Way(episode(matching, synthetic(bench, Pixels(10 * ipc, data.shape), data)), precision(name))
+
+    ways = {"published": Way(theirs)}
+    ways |= episodes(bench, lambda: synthetic(bench, Pixels(10 * ipc, data.shape), data), matching)
     real, made = 10 * bench.batch_real, 10 * ipc
     named = f"{'DSA' if augmented else 'DC'} matching step, CIFAR-10, IPC {ipc}"
     return Work(named, ways, (3 * real + 7 * made) * each, _moved(data, real, made))
@@ -237,12 +253,11 @@ def mtt(bench: Bench, ipc: int, steps: int, batch: int | None = None) -> Work:
     def made() -> SyntheticDataset:
         return synthetic(bench, LowRank(images, shape, rank=2), data, step_size=0.01)
 
-    def ours(compute: Compute) -> Way:
-        matching = TrajectoryMatching(
+    def matching(compute: Compute) -> Objective:
+        return TrajectoryMatching(
             experts, bench.network(data), Augment(), bench.streams(), compute,
             syn_steps=steps, max_start_epoch=1, batch_syn=batch,
         )  # fmt: skip
-        return Way(episode(matching, made(), 1e-3))
 
     plain, network = made(), bench.network(data)
     assert plain.step_size is not None
@@ -253,16 +268,17 @@ def mtt(bench: Bench, ipc: int, steps: int, batch: int | None = None) -> Work:
         Streams(0)("published"), steps, batch,
     )  # fmt: skip
     ways = {"published": Way(theirs)}
-    ways |= {name: ours(compute) for name, compute in bench.computes(low=False).items()}
-    if steps <= 10:
-        ways["ours, not compiled"] = ours(Compute())
+    ways |= episodes(bench, made, matching, 1e-3, low=False)
+    if steps <= 10 and bench.device.type == "cpu":
+        ways["ours, not compiled"] = Way(episode(matching(Compute()), made(), 1e-3))
     moved = 2.0 * steps * sum(p.numel() * 4 for p in network.parameters())
     named = f"MTT iteration, CIFAR-10, IPC {ipc}, {steps} steps of {batch or images} of {images} images"
     return Work(named, ways, 12 * steps * (batch or images) * each, moved)
 
 
-def evaluation(bench: Bench, networks: int, epochs: int) -> Work:
+def evaluation(bench: Bench, networks: int) -> Work:
     """Networks trained from scratch on 80 images."""
+    epochs = 2 if bench.device.type == "cpu" else 40  # of which a GPU records a step in the third
     data = bench.images((3, 32, 32), 10)
     each = forward_operations(bench.network(data), data.shape)
     images = torch.randn(80, *data.shape, generator=Streams(0)("set")).to(bench.device)
@@ -286,7 +302,8 @@ def evaluation(bench: Bench, networks: int, epochs: int) -> Work:
         return Way(run, "bfloat16" if compute.precision == torch.bfloat16 else "float32")
 
     def together(compute: Compute) -> Way:
-        stack = Together([bench.network(data) for _ in range(networks)])
+        layout = compute.memory_format if bench.device.type == "cuda" else None
+        stack = Together([bench.network(data) for _ in range(networks)], layout)
         loss = mean_loss(stack, compute)
         own = [streams("evaluate", number) for number in range(networks)]
         return Way(lambda: fit(stack, held, epochs=epochs, generator=own, augment=Augment(), loss=loss))
@@ -295,7 +312,9 @@ def evaluation(bench: Bench, networks: int, epochs: int) -> Work:
     ways |= {name: one_by_one(compute) for name, compute in bench.computes().items() if compute.compiled}
     ways["ours, all together, not compiled"] = together(Compute())
     if bench.device.type == "cuda":
-        ways["ours, all together, compiled"] = together(Compute(compiled=True))
+        ways["ours, all together"] = together(Compute(compiled=True))
+        low = Compute(compiled=True, precision=torch.bfloat16)
+        ways["ours, all together, bfloat16"] = replace(together(low), precision="bfloat16")
     moved = 80.0 * 4 * images[0].numel() * networks * epochs
     named = f"{networks} networks on 80 images, {epochs} epochs each"
     return Work(named, ways, 3.0 * 80 * networks * epochs * each, moved)
@@ -385,7 +404,7 @@ WORKS: dict[str, Callable[[Bench], Work]] = {
     "dm-cifar100": partial(dm, shape=(3, 32, 32), classes=100, ipc=1),
     "dm-64": partial(dm, shape=(3, 64, 64), classes=10, ipc=1),
     "dm-128": partial(dm, shape=(3, 128, 128), classes=10, ipc=1),
-    "evaluation": partial(evaluation, networks=20, epochs=2),
+    "evaluation": partial(evaluation, networks=20),
     "experts": partial(experts, count=5120),
     "start": partial(first_episode, imports=True),
     "set-up": partial(first_episode, imports=False),

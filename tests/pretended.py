@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
 from condensate import Streams, augment, classic
+from tests.recorded import recorder
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 LIKE = ("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like")
@@ -189,6 +190,7 @@ def pretended_gpu() -> Iterator[Gpu]:
         constants.cache_clear()
     with pytest.MonkeyPatch.context() as patch, _Asked(gpu), _Ran(gpu):
         patch.setattr(Streams, "__call__", draw)
+        patch.setattr("condensate.recording.cuda_recorder", recorder)
         for name, value in told.items():
             patch.setattr(torch.cuda, name, lambda *_, value=value, **__: value)
         yield gpu

@@ -1,5 +1,6 @@
 """The benchmarks run: every way of every piece of work, on few images and narrow networks."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 
 from benchmarks import __main__ as program
 from benchmarks import pages, plans
-from benchmarks.measure import AROUND, KINDS, Way, Work, measure, peak_bytes, resident, shares
+from benchmarks.measure import AROUND, KINDS, Way, Work, measure, peak_bytes, resident, shares, warm
 from benchmarks.works import QUICK, WORKS, Bench
 from condensate import Compute
 
@@ -44,7 +45,7 @@ def test_start__without_data__is_said_not_to_be_measured(bench: Bench):
 def test_measure__ways_in_turn_and_at_least_three_times():
     told: list[str] = []
     work = Work("work", {name: Way(lambda name=name: told.append(name)) for name in "ab"}, 1.0)  # type: ignore[misc]
-    rows = measure(work, 9, CPU, patience=0.0)
+    rows = measure(work, warm(work, CPU, patience=0.0), 9, CPU, patience=0.0)
     assert told == ["a", "b"] * (1 + 3 + 1)
     assert [len(row.seconds) for row in rows] == [3, 3]
     assert [row.way for row in rows] == ["a", "b"]
@@ -85,13 +86,28 @@ def test_names__quick_ones_are_among_them():
     assert not set(plans.PLANS) & set(WORKS)
 
 
-def test_program__failed_work_is_told(monkeypatch: pytest.MonkeyPatch):
-    class Done:
-        returncode, stderr = 1, "Traceback\nValueError: no"
+def test_program__failed_work_is_told():
+    worker = program.Worker("artefact", ["--device", "nowhere"])
+    worker.wait()
+    (row,) = worker.rows()
+    assert (row["work"], row["way"]) == ("artefact", "failed")
+    assert "nowhere" in row["note"]
 
-    monkeypatch.setattr(program.subprocess, "run", lambda *_, **__: Done())
-    (row,) = program.in_a_process("dm-ipc1", [])
-    assert (row["way"], row["note"]) == ("failed", "ValueError: no")
+
+def test_program__work_is_measured_when_it_is_its_turn(bench: Bench):
+    told: list[str] = []
+    rows = program.one("artefact", bench, 3, 0.0, turn=lambda: told.append("turn"))
+    assert told == ["turn"]
+    assert all(row["seconds"] for row in rows)
+
+
+def test_program__a_worker_told_nothing__ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr("sys.stdin", io.StringIO("go\n"))
+    program.told_to()
+    assert capsys.readouterr().out == "ready\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))  # as where the program that began it has ended
+    with pytest.raises(SystemExit, match="before it was this work's turn"):
+        program.told_to()
 
 
 def test_program__shares_are_of_the_rates_beside(bench: Bench, monkeypatch: pytest.MonkeyPatch):

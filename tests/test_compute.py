@@ -177,8 +177,8 @@ def test_chunk__below_one_is_refused(chunk: int):
     [
         ("cpu", 32 * 32, 64),
         ("cpu", 8 * 8, 64),
-        ("cuda", 32 * 32, 2048),
-        ("cuda", 128 * 128, 128),
+        ("cuda", 32 * 32, 4096),
+        ("cuda", 128 * 128, 256),
         ("cuda", 512 * 512, 64),
     ],
 )
@@ -209,7 +209,7 @@ def test_pieces__compiled_on_a_cpu__suit_its_caches_within_a_chunk(
 
 
 def test_pieces__on_a_gpu__are_chunks(machine: Any):
-    assert ComputeOptions("always", "float32").resolve(CUDA, 0.0, 32 * 32).at_once == 2048
+    assert ComputeOptions("always", "float32").resolve(CUDA, 0.0, 32 * 32).at_once == 4096
 
 
 @pytest.mark.parametrize(
@@ -243,24 +243,6 @@ def test_program__compiled_goes_through_torch_compile_for_fixed_shapes(monkeypat
     monkeypatch.setattr("torch.compile", lambda function, **options: asked.append((function, options)) or max)
     assert Compute(compiled=True).program(len) is max
     assert asked == [(len, {"dynamic": False, "fullgraph": True})]
-
-
-def test_program__replayed__what_it_gave_stays(monkeypatch: pytest.MonkeyPatch):
-    """A CUDA graph writes what it gives in the same place again."""
-    asked, place = [], torch.zeros(3)
-
-    def compile_(function: Any, **options: Any) -> Any:
-        asked.append(options)
-        return lambda given: {"first": place.copy_(function(given)), "all": [place, None]}
-
-    monkeypatch.setattr("torch.compile", compile_)
-    program = Compute(compiled=True, graphs=True).program(torch.neg)
-    one, other = program(torch.ones(3)), program(torch.zeros(3))
-    assert torch.equal(one["first"], -torch.ones(3))
-    assert torch.equal(one["all"][0], -torch.ones(3))
-    assert one["all"][1] is None
-    assert torch.equal(other["first"], torch.zeros(3))
-    assert asked == [{"dynamic": False, "fullgraph": True, "options": {"triton.cudagraphs": True}}]
 
 
 def test_memory_format__is_channels_last_for_compiled_programs_only():

@@ -238,9 +238,9 @@ def test_together__more_than_a_group__groups_are_even_and_stay_so_where_it_goes_
     seen: list[int] = []
 
     class Counted(Together):
-        def __init__(self, networks: Sequence[Network]) -> None:
+        def __init__(self, networks: Sequence[Network], *rest: Any) -> None:
             seen.append(len(networks))
-            super().__init__(networks)
+            super().__init__(networks, *rest)
 
     monkeypatch.setattr(evaluation, "Together", Counted)
     one: dict[str, Any] = {"epochs": 1, "augment": Augment(()), "network_options": {"width": 2, "depth": 1}}

@@ -10,8 +10,8 @@ ROOT = Path(condensate.__file__).parent
 LAYERS = [
     {"errors"},
     {"atomic"},
-    {"streams", "whitening", "ranks"},
-    {"augment", "classic", "networks", "compute"},
+    {"streams", "whitening", "ranks", "recording", "compute"},
+    {"augment", "classic", "networks"},
     {"data", "parameterizations", "training"},
     {"synthetic", "coresets", "experts"},
     {"starts"},

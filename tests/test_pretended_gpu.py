@@ -7,19 +7,20 @@ import pytest
 import torch
 from rich.console import Console
 
-from condensate import Augment, Compute, Streams, assemble, condense, load, runs
+from condensate import Augment, ClassicAugment, Compute, Streams, assemble, condense, load, runs
 from condensate.console import Display
 from condensate.evaluation import train_networks
 from condensate.recipe import Values, merge
 from condensate.sessions import Session
 from condensate.sheets import resolve
 from condensate.studies import continual, privacy
+from condensate.training import Augmentation
 from tests.pretended import Generator, pretended_gpu
 
 DEVICE = torch.device("cuda")
 TINY: Values = {
     "network": {"width": 8, "depth": 2},
-    "condense": {"episodes": 3, "checkpoint": 1},
+    "condense": {"episodes": 5, "checkpoint": 1},  # the third is recorded
     "evaluate": {"repeats": 2, "epochs": 2, "epochs_full": 1},
     "compare": [],
 }
@@ -121,7 +122,7 @@ def test_condense__on_a_pretended_gpu__no_episode_waits(tmp_path: Path, monkeypa
     if recipe.experts:
         with pretended_gpu():
             assemble.make_experts(recipe, assemble.image_data(recipe, DEVICE))
-    for episodes in (1, 4):
+    for episodes in (1, 6):
         with pretended_gpu() as gpu:
             data = assemble.image_data(recipe, DEVICE)
             synthetic = assemble.start(recipe, data, Streams(0, DEVICE))
@@ -148,10 +149,11 @@ def test_condense__on_a_pretended_gpu__kept_features_are_not_waited_for(tmp_path
     assert counted[0].total() - counted[2].total() == 4  # one a row that is kept
 
 
+@pytest.mark.parametrize("augment", [Augment(), ClassicAugment()], ids=["dsa", "dc"])
 @pytest.mark.parametrize("together", [1, 2])
-def test_train_networks__on_a_pretended_gpu__no_epoch_waits(together: int):
+def test_train_networks__on_a_pretended_gpu__no_epoch_waits(together: int, augment: Augmentation):
     counted = []
-    for epochs in (1, 4):
+    for epochs in (1, 4):  # the step is recorded in the longer one
         with pretended_gpu() as gpu:
             data = assemble.image_data(resolve("digits-dm"), DEVICE)
             networks = train_networks(
@@ -161,7 +163,7 @@ def test_train_networks__on_a_pretended_gpu__no_epoch_waits(together: int):
                 repeats=2,
                 epochs=epochs,
                 network_options={"width": 8, "depth": 2},
-                augment=Augment(),
+                augment=augment,
                 together=together,
             )
             gpu.waits.clear()

@@ -18,6 +18,7 @@ from condensate.objectives import (
     GradientMatching,
     Objective,
     PrivateDistributionMatching,
+    Replayed,
     TrajectoryMatching,
 )
 from condensate.parameterizations import LowRank, Parameterization, Pixels, Uint8, capacity
@@ -42,6 +43,7 @@ __all__ = [
     "Pixels",
     "PrivateDistributionMatching",
     "Ranks",
+    "Replayed",
     "Reservoir",
     "Score",
     "Streams",

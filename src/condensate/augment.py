@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from condensate.compute import lanes
 from condensate.errors import UserError, unknown
 
 OPS = ("color", "crop", "cutout", "flip", "scale", "rotate")
@@ -184,7 +185,11 @@ class Augment:
         self, generators: Sequence[torch.Generator], sets: int, size: tuple[int, int], *, shared_op: bool = False
     ) -> Transform:
         """What ``draw`` gives for every generator, one after another: ``sets`` for each, computed together."""
-        drawn = [self.numbers(generator, sets, size, shared_op=shared_op) for generator in generators]
+        drawn = list[Numbers]()
+        with lanes(generators[0].device) as lane:
+            for place, generator in enumerate(generators):
+                with lane(place):
+                    drawn.append(self.numbers(generator, sets, size, shared_op=shared_op))
         return self.of_numbers(drawn, size)
 
     def of_numbers(self, drawn: Sequence[Numbers], size: tuple[int, int]) -> Transform:

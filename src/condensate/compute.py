@@ -4,14 +4,14 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from condensate.errors import UserError, unknown
 
@@ -20,12 +20,14 @@ from condensate.errors import UserError, unknown
 # measured.
 WORTH_COMPILING = {"cpu": 1e13, "cuda": 1e15}
 
-# Images that go through a network at once: on a CPU few, on a GPU many, up to this many pixels of them (2,048 images of
+# Images that go through a network at once: on a CPU few, on a GPU many, up to this many pixels of them (4,096 images of
 # 32x32), which keep it busy and take a few gigabytes. Fewer yet are best where a CPU's caches hold their feature maps,
 # which is by the bytes of one map of each: 32 images of 32x32 in float32, 64 in bfloat16.
 CHUNK = 64
-PIXELS_ON_GPU = 2048 * 32 * 32
+PIXELS_ON_GPU = 4096 * 32 * 32
 CACHED_BYTES = 128 * 1024
+
+LANES = 8  # of a GPU, for what keeps it idle alone
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -39,15 +41,12 @@ class Compute:
         precision: Of what carries no gradient to the pixels (the features or parameter gradients of real images).
         chunk: Images that go through a network at once, at most; activation memory is that of one chunk.
         piece: Of what may be divided at no cost, images that go through at once; absent: a chunk.
-        graphs: Whether compiled programs are replayed as CUDA graphs, which spares the host their launches; elsewhere
-            it changes nothing. What they give is copied, for the next replay writes in the same place.
     """
 
     compiled: bool = False
     precision: torch.dtype = torch.float32
     chunk: int = CHUNK
     piece: int | None = None
-    graphs: bool = False
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -65,12 +64,7 @@ class Compute:
 
     def program(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """``function``, compiled if asked for; call it with few different shapes."""
-        if not self.compiled:
-            return function
-        if not self.graphs:
-            return torch.compile(function, dynamic=False, fullgraph=True)
-        replayed = torch.compile(function, dynamic=False, fullgraph=True, options={"triton.cudagraphs": True})
-        return lambda *given: tree_map_only(Tensor, Tensor.clone, replayed(*given))
+        return torch.compile(function, dynamic=False, fullgraph=True) if self.compiled else function
 
 
 @dataclass(frozen=True)
@@ -82,7 +76,7 @@ class ComputeOptions:
         precision: Of the features or parameter gradients of real images. auto is bfloat16 where the machine has
             instructions for it, else float32.
         chunk: Images that go through a network at once, at most: the memory knob. null is 64 on a CPU, and on a GPU as
-            many as have the pixels of 2,048 images of 32x32.
+            many as have the pixels of 4,096 images of 32x32.
         reuse: Keep the class means of real features (objective dm) in the cache, for runs that differ in storage,
             start, budget or learning rate alone. Numbers stay the same; classes x features x 4 bytes an episode.
     """
@@ -136,7 +130,54 @@ def cached(device: torch.device, pixels: int, precision: torch.dtype) -> int | N
 
 def uploaded(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the host on a device; a GPU takes it from pinned memory, or the host would wait for all before it."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+class Lanes:
+    """Streams of a GPU, for work that does not wait for one another; elsewhere one, which is the usual one.
+
+        with lanes as lane:  # the work before is done first
+            for place, own in enumerate(several):
+                with lane(place):
+                    ...
+        # from here on what all lanes made can be used
+
+    What a lane gives must be held until all are left, for its memory is taken again by what comes next on that lane.
+
+    Args:
+        count: How many, on a GPU.
+        device: Of the work.
+    """
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        several = device.type == "cuda" and torch.cuda.is_available()
+        self._streams = [torch.cuda.Stream(device) for _ in range(count)] if several else []
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return max(1, len(self._streams))
+
+    def __enter__(self) -> Callable[[int], AbstractContextManager[object]]:
+        """Begin on all lanes."""
+        for stream in self._streams:
+            stream.wait_stream(torch.cuda.current_stream())
+        return self._lane
+
+    def __exit__(self, *_: object) -> None:
+        """Go on when all lanes are done."""
+        for stream in self._streams:
+            torch.cuda.current_stream().wait_stream(stream)
+
+    def _lane(self, place: int) -> AbstractContextManager[object]:
+        return torch.cuda.stream(self._streams[place % len(self)]) if self._streams else nullcontext()
+
+
+@cache
+def lanes(device: torch.device) -> Lanes:
+    """The lanes of a device."""
+    return Lanes(LANES, device)
 
 
 def parts(count: int, chunk: int) -> int:

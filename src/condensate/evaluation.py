@@ -123,7 +123,7 @@ def train_networks(
             size = -(-len(numbers) // groups)
             made = [fresh(repeat) for repeat in numbers[:size]]
             networks, generators = zip(*made, strict=True)
-            stack = Together(networks)
+            stack = Together(networks, compute.memory_format if examples.labels.device.type == "cuda" else None)
             train(stack, generators, mean_loss(stack, compute), numbers[0])
             numbers = numbers[size:]
             stack.unstack_()

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import SGD
 
 from condensate.errors import UserError, unknown
-from condensate.objectives import Objective
+from condensate.objectives import Objective, Replayed
 from condensate.ranks import ALONE, Ranks
 from condensate.synthetic import SyntheticDataset
 
@@ -58,6 +58,7 @@ def condense(
     velocity: dict[str, Tensor] | None = None,
     after: Callable[[Progress], None] | None = None,
     ranks: Ranks = ALONE,
+    replay: bool = True,
 ) -> None:
     """Optimise what ``synthetic`` stores, in place, by SGD on the objective.
 
@@ -74,6 +75,7 @@ def condense(
         velocity: Momentum to resume from, as ``Progress.velocity()`` gave it.
         after: Called between episodes, where a checkpoint may be taken.
         ranks: Processes that condense the same set together, each objective told its share of them.
+        replay: Whether a GPU records an episode and replays it, see ``Replayed``; the numbers are the same.
 
     Raises:
         UserError: The loss is not finite, or the schedule is unknown, or a number has no meaning.
@@ -100,9 +102,10 @@ def condense(
         synthetic.step_size.requires_grad_(lr_step > 0)
         if lr_step:
             rates["step_size"] = synthetic.step_size, lr_step
+    matched = Replayed(objective) if replay and synthetic.labels.device.type == "cuda" else objective
     try:
         schedules = SCHEDULES[schedule]
-        _optimise(synthetic, objective, rates, episodes, momentum, schedules, start, velocity or {}, after, ranks)
+        _optimise(synthetic, matched, rates, episodes, momentum, schedules, start, velocity or {}, after, ranks)
     finally:
         synthetic.labels.requires_grad_(False)
         synthetic.labels.grad = None
@@ -110,7 +113,7 @@ def condense(
 
 def _optimise(
     synthetic: SyntheticDataset,
-    objective: Objective,
+    objective: Objective | Replayed,
     rates: dict[str, tuple[Tensor, float]],
     episodes: int,
     momentum: float,

@@ -35,9 +35,12 @@ class Streams:
 
     def __call__(self, *names: str | int) -> torch.Generator:
         """A fresh generator for these names; the same names give the same numbers again."""
+        return torch.Generator(self.device).manual_seed(self.key(*names))
+
+    def key(self, *names: str | int) -> int:
+        """The seed of the generator for these names."""
         text = json.dumps([self.seed, *self.prefix, *names])
-        key = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-        return torch.Generator(self.device).manual_seed(key)
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
     def under(self, *names: str | int) -> "Streams":
         """The streams of a part of a run: ``under("step", 3)("real")`` is ``self("step", 3, "real")``."""
@@ -46,6 +49,45 @@ class Streams:
     def on_host(self) -> "Streams":
         """The same streams drawn on the CPU, for what the host decides: reading a number off a GPU waits for it."""
         return Streams(self.seed, "cpu", self.prefix)
+
+
+class HeldStreams:
+    """The streams of an objective, whose generators are held from one episode to the next.
+
+    Of names that differ in the number of the episode alone, the second one, the generator is the same object, seeded
+    anew: what a GPU has recorded of an episode draws from it, and draws another episode's numbers after ``turn``.
+
+    Args:
+        streams: Whose numbers are given.
+    """
+
+    def __init__(self, streams: Streams) -> None:
+        self.streams, self.device = streams, streams.device
+        self.generators: dict[tuple[str | int, ...], torch.Generator] = {}
+        self.recording = False
+        self._asked: set[tuple[str | int, ...]] = set()
+
+    def __call__(self, *names: str | int) -> torch.Generator:
+        """The generator for these names, as ``Streams`` gives it; while an episode is recorded, as it stands."""
+        place = (names[0], *names[2:])
+        if self.recording:
+            if place in self._asked:
+                raise RuntimeError(f"{names} is drawn from twice in an episode, which cannot be recorded")
+            self._asked.add(place)
+            return self.generators[place]
+        if place not in self.generators:
+            self.generators[place] = self.streams(*names)
+        return self.generators[place].manual_seed(self.streams.key(*names))
+
+    def turn(self, number: int) -> None:
+        """Let every generator held give the numbers of an episode, from the first one on."""
+        self._asked.clear()
+        for place, generator in self.generators.items():
+            generator.manual_seed(self.streams.key(place[0], number, *place[1:]))
+
+    def on_host(self) -> Streams:
+        """See ``Streams``; these generators are not held, for what the host draws is not recorded."""
+        return self.streams.on_host()
 
 
 class Secret:

@@ -14,6 +14,9 @@ from torch.optim import SGD
 from condensate.compute import Compute, parts
 from condensate.errors import UserError
 from condensate.networks import Network
+from condensate.recording import Repeated
+
+STEPS_RECORDED = 16  # a training on a GPU of fewer does not record a step to replay it
 
 
 class Examples(Protocol):
@@ -33,6 +36,10 @@ class Examples(Protocol):
 @runtime_checkable
 class ReadAhead(Protocol):
     """Examples that can be read ahead of their use."""
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether there is nothing to read ahead."""
 
     def expect(self, coming: Iterable[Tensor]) -> None:
         """Say at which indices images are read from now on."""
@@ -89,12 +96,19 @@ class Together:
 
     Args:
         networks: Initialised; they have what was trained in them after ``unstack_``.
+        memory_format: How weights lie, as they come if None; on a GPU a compiled program lays images likewise.
     """
 
-    def __init__(self, networks: Sequence[Network]) -> None:
+    def __init__(self, networks: Sequence[Network], memory_format: torch.memory_format | None = None) -> None:
         self.networks, self.network = networks, networks[0]
         parameters, self.buffers = stack_module_state(list(networks))
-        self.stacked = {name: value.detach().requires_grad_() for name, value in parameters.items()}
+
+        def laid(value: Tensor) -> Tensor:
+            if value.ndim != 5 or memory_format is None:
+                return value
+            return value.flatten(0, 1).contiguous(memory_format=memory_format).unflatten(0, value.shape[:2])
+
+        self.stacked = {name: laid(value.detach()).requires_grad_() for name, value in parameters.items()}
 
     def parameters(self) -> list[Tensor]:
         """Of all networks, the first dimension being theirs."""
@@ -192,35 +206,52 @@ def fit(
     generators = [generator] if isinstance(generator, torch.Generator) else list(generator)
     loss = loss or mean_loss(network)
     optimizer = SGD(network.parameters(), lr, momentum, weight_decay=weight_decay, fused=True)
-    optimizer.zero_grad()
     before = bookmark.last() if bookmark else None
     sizes = [min(batch, len(examples) - first) for first in range(0, len(examples), batch)]
     if join_last and sizes[1:] and sizes[-1] == 1 and network.batch_statistics:
         sizes[-2:] = [batch + 1]
+
+    def step(index: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        images, labels = examples.images(index), examples.labels[index]
+        if replay is None:
+            seen = augment.unpaired(images, *generators) if augment else images
+            pieces = parts(len(seen), chunk or len(seen))
+            value = _add_gradient(loss, seen.detach(), labels.detach(), pieces, len(generators))
+        else:
+            value = _rehearsed(network, images, labels, replay, augment, generators[0])
+            value.backward()
+        optimizer.step()
+        return value.detach()
+
+    recorded = Repeated(step, generators) if _recordable(examples, replay, epochs * len(sizes)) else None
     for epoch in range(_restored(before, network, optimizer, generators) if before else 0, epochs):
         network.train()
-        optimizer.param_groups[0]["lr"] = lr * 0.1 if drop and epoch >= epochs // 2 else lr
+        rate = lr * 0.1 if drop and epoch >= epochs // 2 else lr
+        if recorded and rate != optimizer.param_groups[0]["lr"]:
+            recorded.anew()
+        optimizer.param_groups[0]["lr"] = rate
         orders = [torch.randperm(len(examples), generator=own, device=own.device) for own in generators]
         batches = [torch.cat(indices) for indices in zip(*(order.split(sizes) for order in orders), strict=True)]
         if isinstance(examples, ReadAhead):
             examples.expect(batches)
         for index in batches:
-            images, labels = examples.images(index), examples.labels[index]
-            if replay is None:
-                seen = augment.unpaired(images, *generators) if augment else images
-                pieces = parts(len(seen), chunk or len(seen))
-                value = _add_gradient(loss, seen.detach(), labels.detach(), pieces, len(generators))
-            else:
-                value = _rehearsed(network, images, labels, replay, augment, generators[0])
-                value.backward()
-            optimizer.step()
-            optimizer.zero_grad()
+            value = recorded(index) if recorded else step(index)
         if after_epoch:
             after_epoch(epoch)
         if bookmark and epoch + 1 < epochs:
             bookmark.put(partial(_state, network, optimizer, generators, epoch + 1))
+    optimizer.zero_grad()
     if epochs and not bool(value.isfinite() & torch.stack([p.isfinite().all() for p in network.parameters()]).all()):
         raise UserError(f"training a network diverged at learning rate {lr:g}; try a smaller one")
+
+
+def _recordable(examples: Examples, replay: Examples | None, steps: int) -> bool:
+    """Whether a training step is the same work on a GPU every time, and there are steps enough to record one."""
+    in_memory = all(
+        not isinstance(read, ReadAhead) or read.in_memory for read in (examples, replay) if read is not None
+    )
+    return examples.labels.device.type == "cuda" and in_memory and steps >= STEPS_RECORDED
 
 
 def _add_gradient(

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from condensate import ConvNet, UserError
 from condensate.networks import ACTIVATIONS, NORMS, POOLINGS, build
+from condensate.networks.base import FirstConvolution
 
 GRAY, COLOUR, TINY = (1, 28, 28), (3, 32, 32), (3, 64, 64)
 
@@ -24,13 +25,42 @@ def small(shape: tuple[int, int, int] = (3, 8, 8), seed: int = 0, **options: Any
     return network
 
 
+# The first convolution.
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "kernel", "padding"), [(COLOUR, 3, 1), (GRAY, 3, 3), ((4, 9, 7), (5, 3), (2, 0))], ids=str
+)
+def test_first_convolution__as_a_matrix_product__is_the_librarys(shape: Any, kernel: Any, padding: Any, bias: bool):
+    layer = FirstConvolution(shape[0], 6, kernel, padding=padding, bias=bias).double()
+    images = torch.randn(3, *shape, dtype=torch.float64, generator=seeded(), requires_grad=True)
+    theirs, ours = layer(images), layer.as_product(images)
+    torch.testing.assert_close(ours, theirs)
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    weights = torch.randn(theirs.shape, dtype=torch.float64, generator=seeded(1))
+    wanted = [images, *layer.parameters()]
+    first = [torch.autograd.grad(out, wanted, weights, create_graph=True) for out in (theirs, ours)]
+    for one, other in zip(*first, strict=True):
+        torch.testing.assert_close(other, one)
+    squared = [sum(part.square().sum() for part in parts) for parts in first]  # a gradient through the gradients
+    for one, other in zip(*(torch.autograd.grad(out, [images, layer.weight]) for out in squared), strict=True):
+        torch.testing.assert_close(other, one)
+
+
+def test_first_convolution__is_the_first_of_a_network_alone():
+    layers = [module for module in small(depth=3).modules() if isinstance(module, nn.Conv2d)]
+    assert [type(layer) for layer in layers] == [FirstConvolution, nn.Conv2d, nn.Conv2d]
+
+
 # Pooling.
 
 
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("size", [(8, 8), (7, 10), (2, 3)], ids=str)
-def test_average_pool__as_a_compiled_program_has_it__is_the_librarys(monkeypatch, size: tuple[int, int]):
-    images = torch.randn(2, 3, *size, dtype=torch.float64, generator=seeded(), requires_grad=True)
-    weights = torch.randn(2, 3, size[0] // 2, size[1] // 2, dtype=torch.float64, generator=seeded(1))
+def test_average_pool__as_a_compiled_program_has_it__is_the_librarys(monkeypatch, size: tuple[int, int], count: int):
+    images = torch.randn(count, 3, *size, dtype=torch.float64, generator=seeded(), requires_grad=True)
+    weights = torch.randn(count, 3, size[0] // 2, size[1] // 2, dtype=torch.float64, generator=seeded(1))
     found = []
     for compiling in (False, True):
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda compiling=compiling: compiling)

@@ -70,6 +70,11 @@ class Split:
         return self.pixels.device
 
     @property
+    def in_memory(self) -> bool:
+        """Whether the pixels are in memory, not on disk."""
+        return isinstance(self.pixels, InMemory)
+
+    @property
     def raw(self) -> Tensor:
         """The pixels, (N, C, H, W), as they are held in memory.
 
@@ -82,10 +87,10 @@ class Split:
 
     def images(self, index: Tensor | None = None) -> Tensor:
         """Normalised or whitened images, float32: at ``index`` (k,) -> (k, C, H, W), or all of them."""
-        images = self.pixels.read(index).to(torch.float32, copy=True)
+        raw = self.pixels.read(index)
         if self.seen:
-            return images
-        images.mul_(self._scale).add_(self._shift)
+            return raw.to(torch.float32, copy=True)
+        images = raw.mul(self._scale).add_(self._shift)
         return images if self.whitening is None else self.whitening.whiten(images)
 
     @property
@@ -127,7 +132,8 @@ class Split:
         """Indices (K, count) of random images of every class, on the device of the images, in a single draw.
 
         As ``sample``, but of other numbers and at a cost that hardly grows with the classes: on a GPU every draw is
-        several launches. No draw waits for the GPU. The order is that of one random number an image.
+        several launches. No draw waits for the GPU. The order is that of one random number an image: of as many bits as
+        31 leave beside the class, for a GPU sorts 32 in half the time of 64.
 
         Raises:
             UserError: If a class has no images here.
@@ -135,10 +141,11 @@ class Split:
         for label in range(len(self.classes)):
             self._check_sampled(label)
         where, device = generator.device, self.labels.device
-        number = torch.rand(len(self), generator=generator, device=where, dtype=torch.float64)
-        order = (number.to(device) + self.labels).argsort()
+        bits = 31 - (len(self.classes) - 1).bit_length()
+        number = torch.randint(2**bits, (len(self),), generator=generator, device=where, dtype=torch.int32)
+        order = torch.add(number.to(device), self.labels.int(), alpha=2**bits).argsort()
         place = torch.arange(count, device=device).expand(len(self.classes), count)
-        if count > int(self._counts.min()):
+        if count > min(map(len, self._members)):
             self._warn_of_replacement(count)
             again = torch.rand(len(self.classes), count, generator=generator, device=where, dtype=torch.float64)
             size = self._sizes[:, None]

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import avg_pool2d, pad
 
 from condensate.errors import UserError, unknown
 
@@ -36,8 +36,37 @@ class AveragePool(nn.Module):
         if not torch.compiler.is_compiling():
             return avg_pool2d(images, 2)
         height, width = images.shape[2] // 2, images.shape[3] // 2
-        windows = images[:, :, : 2 * height, : 2 * width].unflatten(3, (width, 2)).unflatten(2, (height, 2))
-        return windows.mean((3, 5))
+        windows = images[:, :, : 2 * height, : 2 * width]
+        if len(images) == 1:  # of one, the library does not know the compiler's channels last from contiguous
+            return windows.unflatten(3, (width, 2)).unflatten(2, (height, 2)).mean((3, 5))
+        windows = windows.permute(0, 2, 3, 1)  # so that the way back is channels last, too
+        return windows.unflatten(2, (width, 2)).unflatten(1, (height, 2)).mean((2, 4)).permute(0, 3, 1, 2)
+
+
+class FirstConvolution(nn.Conv2d):
+    """A convolution of the few channels of an image, stride 1.
+
+    In a program compiled for a GPU it is a matrix product with every pixel's neighbourhood, which is written out for
+    it: the library's kernels for so few channels fill a quarter of the memory's bandwidth, on the way back less.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, C, H, W) -> (n, width, H', W')."""
+        if torch.compiler.is_compiling() and images.is_cuda:
+            return self.as_product(images)
+        return super().forward(images)
+
+    def as_product(self, images: Tensor) -> Tensor:
+        """The same as a matrix product; the result lies channels last."""
+        (across, down), (top, left) = self.kernel_size, (int(self.padding[0]), int(self.padding[1]))
+        padded = pad(images.permute(0, 2, 3, 1), (0, 0, left, left, top, top))
+        patches = padded.unfold(1, across, 1).unfold(2, down, 1).flatten(3)
+        lacking = -patches.shape[3] % 8  # in eights, as the units for matrix products take them
+        weight = pad(self.weight.flatten(1), (0, lacking)).T.expand(len(images), -1, -1)
+        # One product an image: the gradient of the weights is then a sum of as many, not one product of huge depth.
+        product = torch.bmm(pad(patches, (0, lacking)).flatten(1, 2), weight)
+        product = product if self.bias is None else product + self.bias
+        return product.unflatten(1, patches.shape[1:3]).permute(0, 3, 1, 2)
 
 
 POOLINGS: dict[str, Callable[[], nn.Module]] = {

@@ -8,6 +8,7 @@ from condensate.networks.base import (
     ACTIVATIONS,
     POOLINGS,
     Activation,
+    FirstConvolution,
     Network,
     Norm,
     Pooling,
@@ -65,7 +66,9 @@ class ConvNet(Network):
                         f"it vanishes in block {block + 1}; {remedy}"
                     )
                 blocks += [
-                    nn.Conv2d(channels if block == 0 else width, width, 3, padding=padding if block == 0 else 1),
+                    nn.Conv2d(width, width, 3, padding=1)
+                    if block
+                    else FirstConvolution(channels, width, 3, padding=padding),
                     normalisation(norm, (width, height, columns), shape),
                     choose(ACTIVATIONS, activation, "activation")(),
                     pool,

@@ -4,6 +4,7 @@ from condensate.objectives.base import Objective, Work
 from condensate.objectives.distribution import DistributionMatching
 from condensate.objectives.gradient import GradientMatching
 from condensate.objectives.private import PrivateDistributionMatching
+from condensate.objectives.replayed import Replayed
 from condensate.objectives.trajectory import TrajectoryMatching
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -19,6 +20,7 @@ __all__ = [
     "GradientMatching",
     "Objective",
     "PrivateDistributionMatching",
+    "Replayed",
     "TrajectoryMatching",
     "Work",
 ]

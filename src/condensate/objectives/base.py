@@ -10,6 +10,7 @@ from torch import Tensor
 
 from condensate.data import Split
 from condensate.errors import UserError
+from condensate.streams import HeldStreams, Streams
 from condensate.synthetic import SyntheticDataset
 from condensate.whitening import seen_alike
 
@@ -81,12 +82,31 @@ class Objective(ABC):
     private: ClassVar[bool] = False
     keeps: ClassVar[bool] = False
 
-    @abstractmethod
+    streams: Streams | HeldStreams
+
     def episode(self, synthetic: SyntheticDataset, number: int) -> Iterator[Tensor]:
         """Before each yield, the gradient has been added to the .grad of what ``synthetic`` stores.
 
         Yielded is the loss, detached, a scalar; the caller takes an optimiser step at each.
         """
+        self.prepare(synthetic, number)
+        yield from self.gradients(synthetic, number)
+
+    def prepare(self, synthetic: SyntheticDataset, number: int) -> None:  # noqa: B027 (most need nothing)
+        """What of an episode is the host's: what it brings to the device, at places that stay, or has read ahead."""
+
+    @abstractmethod
+    def gradients(self, synthetic: SyntheticDataset, number: int) -> Iterator[Tensor]:
+        """What of ``episode`` is the device's: between prepared and yielded, the host reads and brings nothing."""
+
+    @property
+    def recordable(self) -> bool:
+        """Whether ``gradients`` asks the same of the device in every episode, but for what generators give.
+
+        Then a GPU can record it once and replay it, see ``Replayed``. Not so where the host must look at a result or
+        bring something on the way.
+        """
+        return False
 
     def reuse(self, folder: Path, kind: dict[str, Any]) -> None:  # noqa: B027 (most have nothing to keep)
         """Share through ``folder`` what depends on the real images alone; one that keeps nothing ignores it.

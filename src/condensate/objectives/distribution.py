@@ -4,13 +4,13 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from condensate.augment import Augment, Transform, transform
 from condensate.compute import Compute, parts, uploaded
@@ -114,7 +114,12 @@ class DistributionMatching(Objective):
             features = self.network.features(torch.zeros(2, *self.real.shape, device=self.real.device))
         self.kept = KeptMeans(folder / f"{name}.means", (self.classes, features.shape[1]))
 
-    def episode(self, synthetic: SyntheticDataset, number: int) -> Iterator[Tensor]:
+    @property
+    def recordable(self) -> bool:
+        """Unless images are read from disk, or their means from a file."""
+        return self.real.in_memory and self.kept is None
+
+    def gradients(self, synthetic: SyntheticDataset, number: int) -> Iterator[Tensor]:
         """One network and one augmentation a class, and updates towards the real means under these."""
         drawn = self.begin(synthetic, number)
         target = self._real_means(drawn, number)
@@ -128,7 +133,8 @@ class DistributionMatching(Objective):
             raise UserError("distribution matching needs one class an image; soft labels have no class means")
         self.network.reset_(self.streams("network", number))
         if self.low is not self.network:
-            self.low.load_state_dict(self.network.state_dict())
+            state, low = self.network.state_dict(), self.low.state_dict()
+            torch._foreach_copy_(list(low.values()), [state[name] for name in low])
         return self.augment.draw(self.streams("augment", number), self.classes, self.size)
 
     @torch.no_grad()
@@ -149,7 +155,7 @@ class DistributionMatching(Objective):
             self.real.expect(part for later in count(number) for part, _ in self._real_batches(later))
         total: Tensor | float = 0.0
         for part, which in batches:
-            total = total + one_hot(which, self.classes).float().T @ self.real_features(part, which, drawn)
+            total = total + _one_hot(which, self.classes).T @ self.real_features(part, which, drawn)
         assert isinstance(total, Tensor)
         means = total / self.batch_real
         if self.kept:
@@ -161,8 +167,8 @@ class DistributionMatching(Objective):
         if self.streams.device.type == "cuda":
             index = self.real.sample_all(self.batch_real, self.streams("real", number))[self.own_rows].flatten()
         else:
-            streams = self.streams.under("real", number)
-            index = torch.cat([self.real.sample(label, self.batch_real, streams(label)) for label in self.own])
+            draw = partial(self.streams, "real", number)
+            index = torch.cat([self.real.sample(label, self.batch_real, draw(label)) for label in self.own])
         count = 1 if self.piece is None else parts(len(index), self.piece)
         return list(zip(index.tensor_split(count), self.own_labels.tensor_split(count), strict=True))
 
@@ -173,7 +179,7 @@ class DistributionMatching(Objective):
         for index in torch.arange(len(synthetic), device=synthetic.labels.device).split(self.chunk or len(synthetic)):
             labels = synthetic.labels[index]
             features = self._seen(synthetic.images(index), labels, drawn)
-            total = total + one_hot(labels, self.classes).float().T @ features
+            total = total + _one_hot(labels, self.classes).T @ features
         assert isinstance(total, Tensor)
         return total / synthetic.labels.bincount(minlength=self.classes).clamp(min=1)[:, None]
 
@@ -219,9 +225,14 @@ def _augmented_features(network: Network, compute: Compute) -> Callable[..., Ten
     return features
 
 
+def _one_hot(labels: Tensor, classes: int) -> Tensor:
+    """Rows of float32, of which each is 1 in its class; the library's looks at labels on the host."""
+    return (labels[:, None] == torch.arange(classes, device=labels.device)).float()
+
+
 def _group(labels: Tensor, index: Tensor, classes: int, piece: int | None) -> Group:
     """The group of the images at ``index``, divided into pieces or, if None, whole."""
-    weights = one_hot(labels[index], classes).float()
+    weights = _one_hot(labels[index], classes)
     count = weights.sum(0)
     weights = weights / count.clamp(min=1)
     pieces = 1 if piece is None else parts(len(index), piece)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import count
+from itertools import count, islice
 from typing import Any, Literal
 
 import torch
@@ -11,7 +11,7 @@ from torch.func import grad_and_value
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from condensate.augment import Augment, Transform
-from condensate.compute import Compute
+from condensate.compute import Compute, lanes
 from condensate.data import Split
 from condensate.errors import UserError, unknown
 from condensate.networks import Network
@@ -132,6 +132,7 @@ class GradientMatching(Objective):
         self.distance = DISTANCES[distance]
         gradient = parameter_gradient(network, siamese, self.compute.memory_format)
         self._members = OfLabels(_members)
+        self.lanes = lanes(real.device)
         self._gradient = self.compute.program(_in(self.dtype, gradient))
         self._match = self.compute.program(_pixel_gradient(gradient, self.distance))
         self._pull_back = self.compute.program(_pixel_gradient(gradient, inner_product))
@@ -147,19 +148,29 @@ class GradientMatching(Objective):
         matched, trained = outer * images, (outer - 1) * inner * images
         return Work(matched, outer * classes * int(options["batch_real"]) + 2 * matched + trained, classes)
 
-    def episode(self, synthetic: SyntheticDataset, number: int) -> Iterator[Tensor]:
-        """One network, matched ``outer_loop`` times and trained between."""
+    @property
+    def recordable(self) -> bool:
+        """Where nothing is trained on the way, and no images are read from disk."""
+        return self.outer_loop == 1 and self.real.in_memory
+
+    def prepare(self, synthetic: SyntheticDataset, number: int) -> None:
+        """Have the real images of this episode, and those after it, read ahead."""
         check_alike(synthetic, self.real)
         if synthetic.labels.ndim != 1:
             raise UserError("gradient matching goes class by class and needs one class an image, not soft labels")
-        members = self._members(synthetic.labels)
-        self.network.reset_(self.streams("network", number))
-        labels = list(members)
+        if self.real.in_memory:
+            return
+        labels = list(self._members(synthetic.labels))
         first = next(self._readings(labels, number), None)
         if first is not None and not self.real.expects(first):
             self.real.expect(index for later in count(number) for index in self._readings(labels, later))
+
+    def gradients(self, synthetic: SyntheticDataset, number: int) -> Iterator[Tensor]:
+        """One network, matched ``outer_loop`` times and trained between."""
+        members = self._members(synthetic.labels)
+        self.network.reset_(self.streams("network", number))
         for step in range(self.outer_loop):
-            self._settle_statistics(labels, number, step)
+            self._settle_statistics(list(members), number, step)
             yield self._add_gradient(synthetic, members, number, step)
             if step + 1 < self.outer_loop:
                 self._train(synthetic, self.streams("inner", number, step))
@@ -169,11 +180,16 @@ class GradientMatching(Objective):
         for step in range(self.outer_loop):
             if self.network.batch_statistics:
                 yield self._for_statistics(labels, number, step)
-            for label in self.ranks.share(labels):
-                yield from self.compute.pieces(self._real_batch(number, step, label))
+            for batch in self._real_batches(self.ranks.share(labels), number, step):
+                yield from self.compute.pieces(batch)
 
-    def _real_batch(self, number: int, step: int, label: int) -> Tensor:
-        return self.real.sample(label, self.batch_real, self.streams("real", number, step, label))
+    def _real_batches(self, labels: list[int], number: int, step: int) -> Iterator[Tensor]:
+        """Indices of the real images of these classes that are matched in a step, class by class."""
+        if self.streams.device.type == "cuda":
+            every = self.real.sample_all(self.batch_real, self.streams("real", number, step))
+            return (every[label] for label in labels)
+        draw = partial(self.streams, "real", number, step)
+        return (self.real.sample(label, self.batch_real, draw(label)) for label in labels)
 
     def _for_statistics(self, labels: list[int], number: int, step: int) -> Tensor:
         draw = partial(self.streams, "statistics", number, step)
@@ -197,15 +213,23 @@ class GradientMatching(Objective):
         state, low_state = self._state(self.dtype), self._state(low)
         loss = torch.zeros((), dtype=self.dtype, device=synthetic.labels.device)
         waiting: list[tuple[Tensor, Tensor]] = []
-        for label in self.ranks.share(list(members)):
-            batch = self._real_batch(number, step, label)
-            target = self._mean_gradient(low_state, self._reader(self.real, label, drawn), batch)
-            pieces, distance = self._matched(state, self._reader(synthetic, label, drawn), members[label], target)
-            loss += distance
-            for piece in pieces:
-                waiting.append(piece)
-                if sum(len(index) for index, _ in waiting) >= self.compute.chunk:
-                    _store(synthetic, waiting)
+        mine = self.ranks.share(list(members))
+        batches = zip(mine, self._real_batches(mine, number, step), strict=True)
+        at_once = self.compute.chunk // max(self.batch_real, *map(len, members.values()))
+        while some := list(islice(batches, max(1, min(at_once, len(self.lanes))))):
+            found = []
+            with self.lanes as lane:
+                for place, (label, batch) in enumerate(some):
+                    with lane(place):
+                        target = self._mean_gradient(low_state, self._reader(self.real, label, drawn), batch)
+                        read = self._reader(synthetic, label, drawn)
+                        found.append(self._matched(state, read, members[label], target))
+            for pieces, distance in found:
+                loss += distance
+                for piece in pieces:
+                    waiting.append(piece)
+                    if sum(len(index) for index, _ in waiting) >= self.compute.chunk:
+                        _store(synthetic, waiting)
         _store(synthetic, waiting)
         return loss
 

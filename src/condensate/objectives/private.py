@@ -117,7 +117,7 @@ class PrivateDistributionMatching(Objective):
         self.real, self.network, self.clip, self.noise_multiplier = real, network, clip, noise_multiplier
         self.rate = sample_rate(batch_real, len(counts), len(real))
         self.expected = (self.rate * counts.double()).to(real.labels.device)
-        self.secret = Secret()
+        self.secret, self.streams = Secret(), streams
 
     @classmethod
     def planned(cls, classes: int, images: int, **options: Any) -> Work:
@@ -144,7 +144,7 @@ class PrivateDistributionMatching(Objective):
             "accountant": f"RDP, opacus {version('opacus')}",
         }
 
-    def episode(self, synthetic: SyntheticDataset, number: int) -> Iterator[Tensor]:
+    def gradients(self, synthetic: SyntheticDataset, number: int) -> Iterator[Tensor]:
         """One network, one augmentation a class, one noised sum a class, one update."""
         drawn = self.matching.begin(synthetic, number)
         yield self.matching.match(synthetic, drawn, self._noised_means(synthetic, drawn))

@@ -30,6 +30,15 @@ class _Set:
 
 
 @dataclass(frozen=True)
+class _Way:
+    """From where to where an expert goes, and the square of how far that is."""
+
+    initial: Named
+    target: Named
+    length: Tensor
+
+
+@dataclass(frozen=True)
 class _Step:
     """A synthetic batch of the student: which images, and for each of them what ``transform`` takes after it."""
 
@@ -116,6 +125,7 @@ class TrajectoryMatching(Objective):
         replace_all_batch_norm_modules_(network)  # in place: batch statistics always, and no buffers
         self.network = network.requires_grad_(True).train()
         self.chunk = None if network.batch_statistics else self.compute.chunk
+        self._ways: dict[int, _Way] = {}  # by their place in the episode, on the device, held from one to the next
         first = next(network.parameters())
         self.dtype, self.device = first.dtype, first.device
         gradient = parameter_gradient(self.network, bool(augment.ops), self.compute.memory_format)
@@ -133,13 +143,41 @@ class TrajectoryMatching(Objective):
             int(options["experts_per_step"]),
         )
 
-    def episode(self, synthetic: SyntheticDataset, number: int) -> Iterator[Tensor]:
-        """One student for each of ``experts_per_step`` experts; all experts come up before one comes again."""
+    @property
+    def recordable(self) -> bool:
+        """Always: experts are brought to the device beforehand."""
+        return True
+
+    def prepare(self, synthetic: SyntheticDataset, number: int) -> None:
+        """Bring the experts of the episode to the device, to where those before them lay."""
         if synthetic.step_size is None:
             raise UserError(
                 "trajectory matching needs a set with a step size, as in SyntheticDataset(..., step_size=0.01)"
             )
         check_batch(self.batch_syn or 1, len(synthetic))
+        for which in self.own:
+            initial, target = self._ends(number, which)
+            length = squared_distance(initial, target)
+            if not float(length) > 0:  # looked at where the snapshots lie, on the host: a GPU would be waited for
+                raise UserError("an expert stands still between two snapshots: were its experts trained at all?")
+            self._bring(which, _Way(initial, target, length))
+
+    def _bring(self, which: int, way: _Way) -> None:
+        def room(end: Named) -> Named:
+            return {name: torch.empty_like(value, device=self.device) for name, value in end.items()}
+
+        if which not in self._ways:
+            length = torch.empty_like(way.length, device=self.device)
+            self._ways[which] = _Way(room(way.initial), room(way.target), length)
+        held = self._ways[which]
+        held.length.copy_(uploaded(way.length, self.device))
+        for there, here in ((held.initial, way.initial), (held.target, way.target)):
+            for name, value in here.items():
+                there[name].copy_(uploaded(value, self.device))
+
+    def gradients(self, synthetic: SyntheticDataset, number: int) -> Iterator[Tensor]:
+        """One student for each of ``experts_per_step`` experts; all experts come up before one comes again."""
+        assert synthetic.step_size is not None
         labels = synthetic.labels.detach()
         current = _Set(
             synthetic.images().detach().to(self.dtype),
@@ -153,22 +191,18 @@ class TrajectoryMatching(Objective):
 
     def _add_gradient(self, synthetic: SyntheticDataset, current: _Set, number: int, which: int) -> Tensor:
         """Add one expert's share of the gradient to what is stored; its loss."""
-        ends = self._ends(number, which)
-        length = squared_distance(*ends)
-        if not float(length) > 0:  # looked at where the snapshots lie, on the host: a GPU would be waited for
-            raise UserError("an expert stands still between two snapshots: were its experts trained at all?")
-        initial, target = ({name: uploaded(value, self.device) for name, value in end.items()} for end in ends)
+        way = self._ways[which]
         steps = self._steps(current, number, which)
-        path = [initial]
+        path = [way.initial]
         for step in steps:
             path.append(self._step(path[-1], current, step))
         student = path.pop()
-        adjoint = {name: value.sub(target[name]).mul_(2 / length) for name, value in student.items()}
+        adjoint = {name: value.sub(way.target[name]).mul_(2 / way.length) for name, value in student.items()}
         totals = _Set(*(torch.zeros_like(part, dtype=self.dtype) for part in vars(current).values()))
         for step in reversed(steps):
             adjoint = self._step_back(path.pop(), adjoint, current, step, totals)
         self._store(synthetic, totals)
-        return squared_distance(student, target) / length
+        return squared_distance(student, way.target) / way.length
 
     def _ends(self, number: int, which: int) -> tuple[Named, Named]:
         """Parameters of the expert where the student starts and where it should end, on the experts' device."""

@@ -1,0 +1,87 @@
+"""Work that a GPU records once and replays: the host launches one graph in place of hundreds of kernels."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+# Times that work is done as it is before: in the first programs are compiled, in both libraries choose their kernels.
+BEFORE = 2
+
+
+class Recording(Protocol):
+    """Work that was recorded."""
+
+    def replay(self) -> None:
+        """Do it again, in the same places of memory."""
+
+
+Recorder = Callable[[Callable[[], None], Sequence[torch.Generator]], Recording]
+
+
+def cuda_recorder() -> Recorder:
+    """Records work as CUDA graphs, which share their memory and are replayed in the order they were recorded in."""
+    pool: Any = torch.cuda.graph_pool_handle()
+
+    def record(work: Callable[[], None], generators: Sequence[torch.Generator]) -> Recording:
+        graph: Any = torch.cuda.CUDAGraph()
+        for generator in generators:
+            graph.register_generator_state(generator)
+        with torch.cuda.graph(graph, pool=pool):
+            work()
+        recorded: Recording = graph
+        return recorded
+
+    return record
+
+
+class Repeated:
+    """Work on a GPU that is asked for again and again: recorded in the third time, replayed from there on.
+
+    It must ask the same of the GPU each time, but for what it is given and what the generators give, and read nothing
+    on the host. Where it cannot be recorded it is done as it is. Of every shape that is given there is a recording of
+    its own; they share memory, so what the work gives is good until it is done the next time.
+
+    Args:
+        work: From a tensor to a tensor.
+        generators: It draws from these, which go on from one time to the next.
+        recorder: How work is recorded; as CUDA graphs if absent.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[Tensor], Tensor],
+        generators: Sequence[torch.Generator],
+        recorder: Callable[[], Recorder] | None = None,
+    ) -> None:
+        self.work, self.generators = work, generators
+        self._record = (recorder or cuda_recorder)()
+        self._done: dict[torch.Size, int] = {}  # how often, by shape
+        self._recorded: dict[torch.Size, tuple[Recording, Tensor, Tensor]] = {}  # with what is given and what it gives
+        self._refused = False
+
+    def __call__(self, given: Tensor) -> Tensor:
+        """Do it."""
+        shape = given.shape
+        self._done[shape] = self._done.get(shape, 0) + 1
+        if self._refused or self._done[shape] <= BEFORE:
+            return self.work(given)
+        if shape not in self._recorded:
+            held, made = given.clone(), list[Tensor]()
+            try:
+                recording = self._record(lambda: made.append(self.work(held)), self.generators)
+            except RuntimeError as error:
+                self._refused = True
+                warnings.warn(f"this cannot be recorded, so kernels are launched one by one: {error}", stacklevel=3)
+                return self.work(given)
+            self._recorded[shape] = recording, held, made[0]
+        recording, held, result = self._recorded[shape]
+        held.copy_(given)
+        recording.replay()
+        return result
+
+    def anew(self) -> None:
+        """Forget what was recorded, for the host decided something else."""
+        self._recorded.clear()

@@ -1,0 +1,72 @@
+"""Work that is recorded in the third time and replayed from there on."""
+
+import pytest
+import torch
+
+from condensate.recording import BEFORE, Repeated
+from tests.recorded import recorder
+
+
+def drawing(generator: torch.Generator, total: torch.Tensor, asked: list[int]):
+    def work(given: torch.Tensor) -> torch.Tensor:
+        asked.append(len(given))
+        total.add_(torch.rand(3, generator=generator)).add_(given.sum())
+        return total.square()
+
+    return work
+
+
+def made(times: int, recorder=None, refresh: int | None = None, shapes: int = 1):
+    generator, total, asked = torch.Generator().manual_seed(3), torch.zeros(3), []
+    work = drawing(generator, total, asked)
+    again = work if recorder is None else Repeated(work, [generator], recorder)
+    given = []
+    for number in range(times):
+        if number == refresh:
+            again.anew()
+        given.append(again(torch.full((1 + number % shapes,), float(number))).clone())
+    return given, asked
+
+
+def test_repeated__gives_what_the_work_gives__asked_three_times():
+    plain, _ = made(7)
+    given, asked = made(7, recorder)
+    assert all(torch.equal(one, other) for one, other in zip(plain, given, strict=True))
+    assert len(asked) == BEFORE + 1
+
+
+def test_repeated__anew__is_recorded_again():
+    plain, _ = made(7)
+    given, asked = made(7, recorder, refresh=5)
+    assert all(torch.equal(one, other) for one, other in zip(plain, given, strict=True))
+    assert len(asked) == BEFORE + 2
+
+
+def test_repeated__of_two_shapes__each_has_its_recording():
+    plain, _ = made(12, shapes=2)
+    given, asked = made(12, recorder, shapes=2)
+    assert all(torch.equal(one, other) for one, other in zip(plain, given, strict=True))
+    assert sorted(asked) == [1] * (BEFORE + 1) + [2] * (BEFORE + 1)
+
+
+def test_repeated__that_cannot_be_recorded__is_done_as_it_is_and_says_so():
+    def failing():
+        def record(work, generators):
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+        return record
+
+    plain, _ = made(5)
+    generator, total = torch.Generator().manual_seed(3), torch.zeros(3)
+    again = Repeated(drawing(generator, total, []), [generator], failing)
+    with pytest.warns(UserWarning, match="cannot be recorded.*not permitted") as told:
+        given = [again(torch.full((1,), float(number))).clone() for number in range(5)]
+    assert len(told) == 1
+    assert all(torch.equal(one, other) for one, other in zip(plain, given, strict=True))
+
+
+def test_repeated__that_reads_a_result_on_the_host__cannot_be_recorded():
+    again = Repeated(lambda given: torch.tensor(float(given.sum())), [], recorder)
+    again(torch.ones(2)), again(torch.ones(2))
+    with pytest.warns(UserWarning, match="the host reads"):
+        assert float(again(torch.ones(2))) == 2
