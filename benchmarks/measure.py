@@ -27,10 +27,12 @@ class Way:
     Args:
         run: Does it once.
         precision: In which most of it is multiplied: the rate it is held against.
+        units: How often it does the work in one run; its seconds are those of one.
     """
 
     run: Run
     precision: str = "float32"
+    units: int = 1
 
 
 @dataclass(frozen=True)
@@ -137,12 +139,17 @@ def measure(
         if repeat >= 3 and time.perf_counter() - began > patience:
             break
         for name, way in work.ways.items():
-            seconds[name].append(timed(way.run, times[name]))
+            seconds[name].append(timed(way.run, times[name]) / way.units)
     memory = {name: peak_bytes(way.run, device) for name, way in work.ways.items()}
+    looked = {
+        name: shares(way.run, device)
+        for name, way in work.ways.items()
+        if profiled and median(seconds[name]) * way.units < PROFILED[device.type]
+    }
     return [
         Measured(
             work.name, name, seconds[name], first[name], way.precision, work.operations, work.moved, memory[name],
-            work.note, shares(way.run, device) if profiled and median(seconds[name]) < PROFILED[device.type] else None,
+            work.note, looked.get(name),
         )
         for name, way in work.ways.items()
     ]  # fmt: skip
