@@ -155,15 +155,13 @@ def measure(
     ]  # fmt: skip
 
 
-PROFILED = {
-    "cpu": 1e9,
-    "cuda": 0.5,
-}  # seconds: what a GPU does in more is so many kernels that to list them takes minutes
+# Of work of fewer seconds; what a GPU does in more is so many kernels that to list them takes minutes.
+PROFILED = {"cpu": 1e9, "cuda": 0.5}
 
 # What the time of a way goes to, by the names of operators and kernels; the first that fits.
 KINDS = {
     "fused layers": re.compile("cpp_fused|triton"),
-    "convolutions, products": re.compile("conv|gemm|mm$|mm_out|linear|cutlass|xmma|wgrad|dgrad"),
+    "convolutions, products": re.compile("conv|gemm|mm$|mm_out|linear|cutlass|xmma|wgrad|dgrad|nvjet"),
     "single layers": re.compile(""),
 }
 AROUND = "around them"
