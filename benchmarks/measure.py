@@ -142,7 +142,7 @@ def measure(
             seconds[name].append(timed(way.run, times[name]) / way.units)
     memory = {name: peak_bytes(way.run, device) for name, way in work.ways.items()}
     looked = {
-        name: shares(way.run, device)
+        name: shares(way.run, device, median(seconds[name]) * way.units)
         for name, way in work.ways.items()
         if profiled and median(seconds[name]) * way.units < PROFILED[device.type]
     }
@@ -167,11 +167,12 @@ KINDS = {
 AROUND = "around them"
 
 
-def shares(run: Run, device: torch.device) -> dict[str, float]:
+def shares(run: Run, device: torch.device, usual: float = 0.0) -> dict[str, float]:
     """Share of the time of a way by kind of computation; what is left is the program around it.
 
     Fused layers are what a compiled program makes of all between convolutions; on the CPU the compiler is to be told
-    beforehand that they shall be seen, see ``show_fused``.
+    beforehand that they shall be seen, see ``show_fused``. On a GPU, where looking takes longer than the work, it is
+    shares of the ``usual`` seconds, or of those of all kernels where they ran side by side.
     """
     cuda = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as seen:
@@ -180,8 +181,9 @@ def shares(run: Run, device: torch.device) -> dict[str, float]:
     for event in seen.key_averages():
         spent = event.self_device_time_total if cuda else event.self_cpu_time_total
         if cuda or re.search("^(aten|mkldnn|mkl)::|cpp_fused", event.key):
-            kind = next(name for name, pattern in KINDS.items() if pattern.search(event.key))
-            found[kind] += spent / 1e6 / whole
+            found[next(name for name, pattern in KINDS.items() if pattern.search(event.key))] += spent / 1e6
+    whole = max(usual, sum(found.values())) if cuda else whole
+    found = {kind: spent / whole for kind, spent in found.items()}
     return found | {AROUND: max(0.0, 1 - sum(found.values()))}
 
 

@@ -170,3 +170,25 @@ def test_train_networks__on_a_pretended_gpu__no_epoch_waits(together: int, augme
             assert len(list(networks)) == 2
             counted.append(gpu.waits)
     assert counted[1] == counted[0]
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_train_networks__on_a_pretended_gpu__recorded_steps_train_as_others(monkeypatch, together: int):
+    """Of two sizes of batches, and past the fall of the learning rate."""
+    trained = []
+    for least in (16, 10**9):
+        monkeypatch.setattr("condensate.training.STEPS_RECORDED", least)
+        with pretended_gpu():
+            data = assemble.image_data(resolve("digits-dm"), DEVICE)
+            networks = train_networks(
+                data.train.subset(torch.arange(300, device=DEVICE)),
+                10,
+                Streams(0, DEVICE),
+                repeats=2,
+                epochs=10,
+                network_options={"width": 8, "depth": 2},
+                augment=Augment(),
+                together=together,
+            )
+            trained.append([p.detach().clone() for network in networks for p in network.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*trained, strict=True))

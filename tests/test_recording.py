@@ -7,19 +7,19 @@ from condensate.recording import BEFORE, Repeated
 from tests.recorded import recorder
 
 
-def drawing(generator: torch.Generator, total: torch.Tensor, asked: list[int]):
+def drawing(generators: list[torch.Generator], total: torch.Tensor, asked: list[int]):
     def work(given: torch.Tensor) -> torch.Tensor:
         asked.append(len(given))
-        total.add_(torch.rand(3, generator=generator)).add_(given.sum())
+        total.add_(torch.rand(3, generator=generators[0])).add_(given.sum())
         return total.square()
 
     return work
 
 
 def made(times: int, recorder=None, refresh: int | None = None, shapes: int = 1):
-    generator, total, asked = torch.Generator().manual_seed(3), torch.zeros(3), []
-    work = drawing(generator, total, asked)
-    again = work if recorder is None else Repeated(work, [generator], recorder)
+    generators, total, asked = [torch.Generator().manual_seed(3)], torch.zeros(3), []
+    work = drawing(generators, total, asked)
+    again = work if recorder is None else Repeated(work, generators, recorder)
     given = []
     for number in range(times):
         if number == refresh:
@@ -50,19 +50,36 @@ def test_repeated__of_two_shapes__each_has_its_recording():
 
 
 def test_repeated__that_cannot_be_recorded__is_done_as_it_is_and_says_so():
+    spoilt = []
+
     def failing():
         def record(work, generators):
+            spoilt.extend(generators)
+            torch.rand(100, generator=generators[0])
             raise RuntimeError("operation not permitted when stream is capturing")
 
         return record
 
     plain, _ = made(5)
-    generator, total = torch.Generator().manual_seed(3), torch.zeros(3)
-    again = Repeated(drawing(generator, total, []), [generator], failing)
+    generators, total = [torch.Generator().manual_seed(3)], torch.zeros(3)
+    again = Repeated(drawing(generators, total, []), generators, failing)
     with pytest.warns(UserWarning, match="cannot be recorded.*not permitted") as told:
         given = [again(torch.full((1,), float(number))).clone() for number in range(5)]
     assert len(told) == 1
+    assert generators[0] is not spoilt[0]
     assert all(torch.equal(one, other) for one, other in zip(plain, given, strict=True))
+
+
+def test_repeated__each_recording__has_a_recorder_of_its_own():
+    """Memory of CUDA graphs is not to be taken once all graphs in it are forgotten."""
+    made_anew = []
+    again = Repeated(lambda given: given + 1, [], lambda: made_anew.append(1) or recorder())
+    for number in range(4):
+        again(torch.ones(2)), again(torch.ones(3))
+        assert len(made_anew) == (0 if number < BEFORE else 2)
+    again.anew()
+    assert torch.equal(again(torch.ones(2)), torch.full((2,), 2.0))
+    assert len(made_anew) == 3
 
 
 def test_repeated__that_reads_a_result_on_the_host__cannot_be_recorded():

@@ -42,22 +42,22 @@ class Repeated:
 
     It must ask the same of the GPU each time, but for what it is given and what the generators give, and read nothing
     on the host. Where it cannot be recorded it is done as it is. Of every shape that is given there is a recording of
-    its own; they share memory, so what the work gives is good until it is done the next time.
+    its own. What the work gives is good until it is done the next time.
 
     Args:
         work: From a tensor to a tensor.
-        generators: It draws from these, which go on from one time to the next.
+        generators: It draws from those in this list, which go on from one time to the next. A generator is spoilt by a
+            recording that fails: then another one that goes on likewise takes its place in the list.
         recorder: How work is recorded; as CUDA graphs if absent.
     """
 
     def __init__(
         self,
         work: Callable[[Tensor], Tensor],
-        generators: Sequence[torch.Generator],
+        generators: list[torch.Generator],
         recorder: Callable[[], Recorder] | None = None,
     ) -> None:
-        self.work, self.generators = work, generators
-        self._record = (recorder or cuda_recorder)()
+        self.work, self.generators, self.recorder = work, generators, recorder or cuda_recorder
         self._done: dict[torch.Size, int] = {}  # how often, by shape
         self._recorded: dict[torch.Size, tuple[Recording, Tensor, Tensor]] = {}  # with what is given and what it gives
         self._refused = False
@@ -70,10 +70,15 @@ class Repeated:
             return self.work(given)
         if shape not in self._recorded:
             held, made = given.clone(), list[Tensor]()
-            try:
-                recording = self._record(lambda: made.append(self.work(held)), self.generators)
+            states = [generator.get_state() for generator in self.generators]
+            try:  # memory of its own: it may not be taken for another recording once all in it are forgotten
+                recording = self.recorder()(lambda: made.append(self.work(held)), self.generators)
             except RuntimeError as error:
                 self._refused = True
+                self.generators[:] = [
+                    torch.Generator(generator.device).set_state(state)
+                    for generator, state in zip(self.generators, states, strict=True)
+                ]
                 warnings.warn(f"this cannot be recorded, so kernels are launched one by one: {error}", stacklevel=3)
                 return self.work(given)
             self._recorded[shape] = recording, held, made[0]

@@ -88,6 +88,7 @@ class Replayed:
                 _forget(learned)
         except RuntimeError as error:
             self._refused = True
+            self.streams.generators.clear()  # which are spoilt by a recording that fails
             warnings.warn(f"no episode can be recorded, so kernels are launched one by one: {error}", stacklevel=4)
             return None
         finally:
