@@ -64,12 +64,12 @@ def steps(rows: Sequence[Row]) -> list[Sequence[str]]:
     return lines
 
 
-def empty(folder: Path) -> list[Sequence[str]]:
-    """The work that was measured on a CPU, in visibly empty lines."""
-    file = folder / "benchmark-cpu.json"
+def empty(folder: Path, measured: Sequence[Row] = ()) -> list[Sequence[str]]:
+    """The other work that was measured on a CPU, in visibly empty lines."""
+    file, done = folder / "benchmark-cpu.json", {row["work"] for row in measured}
     rows = json.loads(file.read_text())["rows"] if file.is_file() else []
-    works = sorted({row["work"] for row in rows if row["seconds"]})
-    return [STEPS, *((work, *[""] * (len(STEPS) - 1)) for work in works)]
+    works = sorted({row["work"] for row in rows if row["seconds"]} - done)
+    return [(work, *[""] * (len(STEPS) - 1)) for work in works]
 
 
 def planned(rows: Sequence[Row]) -> list[Sequence[str]]:
@@ -101,7 +101,7 @@ def tables(folder: Path = EVIDENCE) -> dict[str, str]:
     for device in ("cpu", "cuda"):
         file = folder / f"benchmark-{device}.json"
         if not file.is_file():
-            found[device] = f"{_markdown(empty(folder))}\nNot measured yet.\n"
+            found[device] = f"{_markdown([STEPS, *empty(folder)])}\nNot measured yet.\n"
             continue
         held = json.loads(file.read_text())
         processor = held["machine"]["processor"] if device == "cpu" else held["device"]
@@ -116,7 +116,8 @@ def tables(folder: Path = EVIDENCE) -> dict[str, str]:
             f"{processor}, {held['machine']['threads']} threads, torch {held['versions']['torch']}, commits {commits}"
         )
         told = f"{made} (row by row in the evidence). Products: {'; '.join(spans)}."
-        found[device] = f"{_markdown(steps(held['rows']))}\n{told}\n"
+        unmeasured = empty(folder, held["rows"]) if device == "cuda" else []
+        found[device] = f"{_markdown([*steps(held['rows']), *unmeasured])}\n{told}\n"
         if device == "cpu":
             found["profile"] = _markdown(profiled(held["rows"]))
             found["plan"] = _markdown(planned(held["rows"]))

@@ -145,5 +145,11 @@ def test_pages__without_evidence__says_so_and_adding_replaces_by_work(tmp_path: 
     assert "1.50" in text
     assert "commits abc, def" in text
     assert "| a step |  |  |  |  |  |  |  |" in pages.tables(tmp_path)["cuda"]
+    cuda = report | {"device": "a GPU", "rows": [row]}
+    pages.add(cuda, tmp_path)
+    text = pages.tables(tmp_path)["cuda"]
+    assert "| a step | ours | 2 | 1 .. 3 | 1.50 | 50 % | < 0.5 % |  |" in text
+    assert "| another |  |  |  |  |  |  |  |" in text  # not yet measured there
+    assert "| a step |  |" not in text
     with pytest.raises(ValueError, match="move it away"):
         pages.add(report | {"versions": {"torch": "3"}, "rows": []}, tmp_path)

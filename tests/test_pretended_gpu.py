@@ -7,7 +7,19 @@ import pytest
 import torch
 from rich.console import Console
 
-from condensate import Augment, ClassicAugment, Compute, Streams, assemble, condense, load, runs
+from condensate import (
+    Augment,
+    ClassicAugment,
+    Compute,
+    DistributionMatching,
+    Streams,
+    assemble,
+    build_network,
+    condense,
+    fit,
+    load,
+    runs,
+)
 from condensate.console import Display
 from condensate.evaluation import train_networks
 from condensate.recipe import Values, merge
@@ -192,3 +204,21 @@ def test_train_networks__on_a_pretended_gpu__recorded_steps_train_as_others(monk
             )
             trained.append([p.detach().clone() for network in networks for p in network.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*trained, strict=True))
+
+
+def test_nothing_is_recorded__of_what_the_host_draws(monkeypatch):
+    """Streams on the CPU, images on the GPU: a recording would hold the numbers of one episode for all."""
+
+    def refuse():
+        raise AssertionError("nothing is to be recorded")
+
+    recipe = resolve("digits-lodm", TINY)
+    with pretended_gpu():
+        monkeypatch.setattr("condensate.recording.cuda_recorder", refuse)
+        data = assemble.image_data(recipe, DEVICE)
+        network = build_network("convnet", data.shape, 10, Streams(0)("network"), width=8, depth=2).to(DEVICE)
+        synthetic = assemble.start(recipe, data, Streams(0, DEVICE))
+        matching = DistributionMatching(data.train, network, Augment(), Streams(0), batch_real=8)
+        condense(synthetic, matching, episodes=5, lr=0.1)
+        few = data.train.subset(torch.arange(300, device=DEVICE))
+        fit(network.requires_grad_(True), few, epochs=10, generator=Streams(0)("order"), augment=Augment())

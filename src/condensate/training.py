@@ -224,7 +224,9 @@ def fit(
         optimizer.step()
         return value.detach()
 
-    recorded = Repeated(step, generators) if _recordable(examples, replay, epochs * len(sizes)) else None
+    drawn_there = all(own.device.type == "cuda" for own in generators)  # else the host brings what it draws
+    alike = drawn_there and _recordable(examples, replay, epochs * len(sizes))
+    recorded = Repeated(step, generators) if alike else None
     for epoch in range(_restored(before, network, optimizer, generators) if before else 0, epochs):
         network.train()
         rate = lr * 0.1 if drop and epoch >= epochs // 2 else lr

@@ -47,7 +47,8 @@ class Replayed:
         """As of the objective; what was recorded replayed, once that is possible."""
         if synthetic is not self._of:
             self._of, self._before, self._parts = synthetic, 0, None
-        if self._refused or not self.objective.recordable or self._before < BEFORE:
+        drawn_there = self.streams.device.type == synthetic.labels.device.type  # else the host brings what it draws
+        if self._refused or not drawn_there or not self.objective.recordable or self._before < BEFORE:
             yield from self._as_it_is(synthetic, number)
             return
         self.objective.prepare(synthetic, number)
