@@ -71,7 +71,7 @@ def _as_it_is(tensor: Tensor) -> Tensor:
     return tensor.detach()
 
 
-def recorder() -> Callable[[Callable[[], None], Sequence[torch.Generator]], Recorded]:
+def recorder(device: torch.device) -> Callable[[Callable[[], None], Sequence[torch.Generator]], Recorded]:
     """In place of ``cuda_recorder``."""
 
     def record(work: Callable[[], None], generators: Sequence[torch.Generator]) -> Recorded:

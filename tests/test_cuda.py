@@ -105,7 +105,7 @@ def test_episodes__recorded_and_replayed__give_what_they_give_otherwise(tmp_path
 def test_networks__trained_together_on_a_gpu__are_those_trained_one_by_one(compiled):
     data = assemble.image_data(resolve("digits-lodm", TINY), DEVICE)
     few = data.train.subset(torch.arange(300, device=DEVICE))
-    given = {"repeats": 3, "epochs": 12, "network_options": {"width": 16, "depth": 2}, "augment": Augment()}
+    given = {"repeats": 3, "epochs": 60, "network_options": {"width": 16, "depth": 2}, "augment": Augment()}
     (one, *_), (other, *_) = (
         list(train_networks(few, 10, Streams(0, DEVICE), compute=Compute(compiled), together=together, **given))
         for together in (1, 3)

@@ -13,6 +13,7 @@ from condensate import (
     Compute,
     DistributionMatching,
     Streams,
+    Union,
     assemble,
     build_network,
     condense,
@@ -163,7 +164,8 @@ def test_condense__on_a_pretended_gpu__kept_features_are_not_waited_for(tmp_path
 
 @pytest.mark.parametrize("augment", [Augment(), ClassicAugment()], ids=["dsa", "dc"])
 @pytest.mark.parametrize("together", [1, 2])
-def test_train_networks__on_a_pretended_gpu__no_epoch_waits(together: int, augment: Augmentation):
+def test_train_networks__on_a_pretended_gpu__no_epoch_waits(monkeypatch, together: int, augment: Augmentation):
+    monkeypatch.setattr("condensate.training.STEPS_RECORDED", 16)
     counted = []
     for epochs in (1, 4):  # the step is recorded in the longer one
         with pretended_gpu() as gpu:
@@ -209,9 +211,10 @@ def test_train_networks__on_a_pretended_gpu__recorded_steps_train_as_others(monk
 def test_nothing_is_recorded__of_what_the_host_draws(monkeypatch):
     """Streams on the CPU, images on the GPU: a recording would hold the numbers of one episode for all."""
 
-    def refuse():
+    def refuse(device):
         raise AssertionError("nothing is to be recorded")
 
+    monkeypatch.setattr("condensate.training.STEPS_RECORDED", 16)
     recipe = resolve("digits-lodm", TINY)
     with pretended_gpu():
         monkeypatch.setattr("condensate.recording.cuda_recorder", refuse)
@@ -222,3 +225,19 @@ def test_nothing_is_recorded__of_what_the_host_draws(monkeypatch):
         condense(synthetic, matching, episodes=5, lr=0.1)
         few = data.train.subset(torch.arange(300, device=DEVICE))
         fit(network.requires_grad_(True), few, epochs=10, generator=Streams(0)("order"), augment=Augment())
+
+
+@pytest.mark.parametrize("examples", ["union", "replay of a union"])
+def test_nothing_is_recorded__of_what_reads_on_the_host(monkeypatch, examples: str):
+    def refuse(device):
+        raise AssertionError("nothing is to be recorded")
+
+    monkeypatch.setattr("condensate.training.STEPS_RECORDED", 16)
+    with pretended_gpu():
+        monkeypatch.setattr("condensate.recording.cuda_recorder", refuse)
+        data = assemble.image_data(resolve("digits-lodm", TINY), DEVICE)
+        few = data.train.subset(torch.arange(300, device=DEVICE))
+        both = Union([few, few])
+        network = build_network("convnet", data.shape, 10, Streams(0)("network"), width=4, depth=1).to(DEVICE)
+        given = {"epochs": 10, "generator": Streams(0, DEVICE)("order"), "augment": Augment()}
+        fit(network, both if examples == "union" else few, replay=None if examples == "union" else both, **given)

@@ -52,7 +52,7 @@ def test_repeated__of_two_shapes__each_has_its_recording():
 def test_repeated__that_cannot_be_recorded__is_done_as_it_is_and_says_so():
     spoilt = []
 
-    def failing():
+    def failing(device):
         def record(work, generators):
             spoilt.extend(generators)
             torch.rand(100, generator=generators[0])
@@ -73,7 +73,7 @@ def test_repeated__that_cannot_be_recorded__is_done_as_it_is_and_says_so():
 def test_repeated__each_recording__has_a_recorder_of_its_own():
     """Memory of CUDA graphs is not to be taken once all graphs in it are forgotten."""
     made_anew = []
-    again = Repeated(lambda given: given + 1, [], lambda: made_anew.append(1) or recorder())
+    again = Repeated(lambda given: given + 1, [], lambda device: made_anew.append(1) or recorder(device))
     for number in range(4):
         again(torch.ones(2)), again(torch.ones(3))
         assert len(made_anew) == (0 if number < BEFORE else 2)

@@ -185,6 +185,8 @@ class Augment:
         self, generators: Sequence[torch.Generator], sets: int, size: tuple[int, int], *, shared_op: bool = False
     ) -> Transform:
         """What ``draw`` gives for every generator, one after another: ``sets`` for each, computed together."""
+        if len(generators) == 1:
+            return self.of_numbers([self.numbers(generators[0], sets, size, shared_op=shared_op)], size)
         drawn = list[Numbers]()
         with lanes(generators[0].device) as lane:
             for place, generator in enumerate(generators):

@@ -18,7 +18,7 @@ from condensate.errors import UserError, unknown
 # Compiling a step takes half a minute to a minute and halves it; below this many operations in the whole run it does
 # not pay: two cores do about 100 GFLOP/s eagerly (python -m benchmarks prints both). On an H200 it takes 40 to 70
 # seconds and spares 30 in 1e15 operations of DM or DSA.
-WORTH_COMPILING = {"cpu": 1e13, "cuda": 1e15}
+WORTH_COMPILING = {"cpu": 1e13, "cuda": 2e15}
 
 # Images that go through a network at once: on a CPU few, on a GPU many, up to this many pixels of them (4,096 images of
 # 32x32), which keep it busy and take a few gigabytes. Fewer yet are best where a CPU's caches hold their feature maps,
@@ -153,6 +153,7 @@ class Lanes:
 
     def __init__(self, count: int, device: torch.device) -> None:
         several = device.type == "cuda" and torch.cuda.is_available()
+        self._device = device
         self._streams = [torch.cuda.Stream(device) for _ in range(count)] if several else []
 
     def __len__(self) -> int:
@@ -162,13 +163,13 @@ class Lanes:
     def __enter__(self) -> Callable[[int], AbstractContextManager[object]]:
         """Begin on all lanes."""
         for stream in self._streams:
-            stream.wait_stream(torch.cuda.current_stream())
+            stream.wait_stream(torch.cuda.current_stream(self._device))
         return self._lane
 
     def __exit__(self, *_: object) -> None:
         """Go on when all lanes are done."""
         for stream in self._streams:
-            torch.cuda.current_stream().wait_stream(stream)
+            torch.cuda.current_stream(self._device).wait_stream(stream)
 
     def _lane(self, place: int) -> AbstractContextManager[object]:
         return torch.cuda.stream(self._streams[place % len(self)]) if self._streams else nullcontext()

@@ -102,7 +102,8 @@ def condense(
         synthetic.step_size.requires_grad_(lr_step > 0)
         if lr_step:
             rates["step_size"] = synthetic.step_size, lr_step
-    matched = Replayed(objective) if replay and synthetic.labels.device.type == "cuda" else objective
+    replay = replay and synthetic.labels.device.type == "cuda" and objective.recordable
+    matched = Replayed(objective) if replay else objective
     try:
         schedules = SCHEDULES[schedule]
         _optimise(synthetic, matched, rates, episodes, momentum, schedules, start, velocity or {}, after, ranks)

@@ -21,16 +21,22 @@ class Recording(Protocol):
 Recorder = Callable[[Callable[[], None], Sequence[torch.Generator]], Recording]
 
 
-def cuda_recorder() -> Recorder:
-    """Records work as CUDA graphs, which share their memory and are replayed in the order they were recorded in."""
-    pool: Any = torch.cuda.graph_pool_handle()
+def cuda_recorder(device: torch.device) -> Recorder:
+    """Records work on a GPU as CUDA graphs, which share their memory and are replayed in the order of recording."""
+    with torch.cuda.device(device):
+        pool: Any = torch.cuda.graph_pool_handle()
 
     def record(work: Callable[[], None], generators: Sequence[torch.Generator]) -> Recording:
         graph: Any = torch.cuda.CUDAGraph()
         for generator in generators:
             graph.register_generator_state(generator)
-        with torch.cuda.graph(graph, pool=pool):
-            work()
+        with torch.cuda.device(device):
+            usual = torch.cuda.current_stream()
+            try:
+                with torch.cuda.graph(graph, pool=pool):
+                    work()
+            finally:
+                torch.cuda.set_stream(usual)  # a recording that fails does not leave its own
         recorded: Recording = graph
         return recorded
 
@@ -48,14 +54,14 @@ class Repeated:
         work: From a tensor to a tensor.
         generators: It draws from those in this list, which go on from one time to the next. A generator is spoilt by a
             recording that fails: then another one that goes on likewise takes its place in the list.
-        recorder: How work is recorded; as CUDA graphs if absent.
+        recorder: How work on a device is recorded; as CUDA graphs if absent.
     """
 
     def __init__(
         self,
         work: Callable[[Tensor], Tensor],
         generators: list[torch.Generator],
-        recorder: Callable[[], Recorder] | None = None,
+        recorder: Callable[[torch.device], Recorder] | None = None,
     ) -> None:
         self.work, self.generators, self.recorder = work, generators, recorder or cuda_recorder
         self._done: dict[torch.Size, int] = {}  # how often, by shape
@@ -68,24 +74,29 @@ class Repeated:
         self._done[shape] = self._done.get(shape, 0) + 1
         if self._refused or self._done[shape] <= BEFORE:
             return self.work(given)
-        if shape not in self._recorded:
-            held, made = given.clone(), list[Tensor]()
-            states = [generator.get_state() for generator in self.generators]
-            try:  # memory of its own: it may not be taken for another recording once all in it are forgotten
-                recording = self.recorder()(lambda: made.append(self.work(held)), self.generators)
-            except RuntimeError as error:
-                self._refused = True
-                self.generators[:] = [
-                    torch.Generator(generator.device).set_state(state)
-                    for generator, state in zip(self.generators, states, strict=True)
-                ]
-                warnings.warn(f"this cannot be recorded, so kernels are launched one by one: {error}", stacklevel=3)
-                return self.work(given)
-            self._recorded[shape] = recording, held, made[0]
+        if shape not in self._recorded and not self._record(given):
+            return self.work(given)
         recording, held, result = self._recorded[shape]
         held.copy_(given)
         recording.replay()
         return result
+
+    def _record(self, given: Tensor) -> bool:
+        """Record the work of the shape given; whether that was possible."""
+        held, made = given.clone(), list[Tensor]()
+        states = [generator.get_state() for generator in self.generators]
+        try:  # memory of its own: it may not be taken for another recording once all in it are forgotten
+            recording = self.recorder(given.device)(lambda: made.append(self.work(held)), self.generators)
+        except RuntimeError as error:
+            self._refused = True
+            self.generators[:] = [
+                torch.Generator(generator.device).set_state(state)
+                for generator, state in zip(self.generators, states, strict=True)
+            ]
+            warnings.warn(f"this cannot be recorded, so kernels are launched one by one: {error}", stacklevel=4)
+            return False
+        self._recorded[given.shape] = recording, held, made[0]
+        return True
 
     def anew(self) -> None:
         """Forget what was recorded, for the host decided something else."""

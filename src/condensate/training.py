@@ -16,7 +16,7 @@ from condensate.errors import UserError
 from condensate.networks import Network
 from condensate.recording import Repeated
 
-STEPS_RECORDED = 16  # a training on a GPU of fewer does not record a step to replay it
+STEPS_RECORDED = 100  # a training on a GPU of fewer does not record a step to replay it: that takes some thirty
 
 
 class Examples(Protocol):
@@ -104,7 +104,7 @@ class Together:
         parameters, self.buffers = stack_module_state(list(networks))
 
         def laid(value: Tensor) -> Tensor:
-            if value.ndim != 5 or memory_format is None:
+            if value.ndim != 5 or value.shape[2] < 8 or memory_format is None:  # of few channels that is slower
                 return value
             return value.flatten(0, 1).contiguous(memory_format=memory_format).unflatten(0, value.shape[:2])
 
@@ -250,10 +250,9 @@ def fit(
 
 def _recordable(examples: Examples, replay: Examples | None, steps: int) -> bool:
     """Whether a training step is the same work on a GPU every time, and there are steps enough to record one."""
-    in_memory = all(
-        not isinstance(read, ReadAhead) or read.in_memory for read in (examples, replay) if read is not None
-    )
-    return examples.labels.device.type == "cuda" and in_memory and steps >= STEPS_RECORDED
+    read = [examples] if replay is None else [examples, replay]
+    held = all(isinstance(part, Held) or (isinstance(part, ReadAhead) and part.in_memory) for part in read)
+    return examples.labels.device.type == "cuda" and held and steps >= STEPS_RECORDED
 
 
 def _add_gradient(

@@ -100,6 +100,12 @@ def test_sample__class_without_images__is_refused():
         only_first.sample(2, 1, seeded())
 
 
+def test_sample_all__of_one_class__draws_distinct_images(toy_data):
+    split = toy_data.only([1]).train
+    (index,) = split.sample_all(4, seeded())
+    assert len(set(index.tolist())) == 4
+
+
 def test_sample_all__draws_distinct_images_of_every_class():
     split = arrays().train
     index = split.sample_all(8, seeded())

@@ -45,6 +45,35 @@ def test_episode__replayed__is_that_of_the_objective(objective, storage, data): 
 
 
 @pytest.mark.parametrize("objective", RECORDED)
+def test_episode__recorded_and_replayed__adds_to_what_is_there(objective, data):  # noqa: F811
+    found = []
+    for plain in (True, False):
+        synthetic, matching = parts(objective, "pixels", data, **OPTIONS.get(objective, {}))
+        matching = matching if plain else Replayed(matching, recorder)
+        for number in range(BEFORE + 2):  # the last two are recorded and replayed
+            list(matching.episode(synthetic, number))
+        found.append([parameter.grad for parameter in synthetic.parameterization.parameters()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, one)
+
+
+@pytest.mark.parametrize("objective", RECORDED)
+def test_episode__replayed_twice__adds_up(objective, data):  # noqa: F811
+    found = []
+    for plain in (True, False):
+        synthetic, matching = parts(objective, "pixels", data, **OPTIONS.get(objective, {}))
+        matching = matching if plain else Replayed(matching, recorder)
+        for number in range(BEFORE + 1):
+            list(matching.episode(synthetic, number))
+        synthetic.zero_grad()
+        for number in (5, 6):
+            list(matching.episode(synthetic, number))
+        found.append([parameter.grad for parameter in synthetic.parameterization.parameters()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, one)
+
+
+@pytest.mark.parametrize("objective", RECORDED)
 def test_episode__once_recorded__asks_nothing_of_the_objective(objective, data, monkeypatch):  # noqa: F811
     synthetic, matching = parts(objective, "pixels", data, **OPTIONS.get(objective, {}))
     replays = []
@@ -74,14 +103,14 @@ def test_episode__where_the_host_takes_part__is_never_recorded(objective, data):
     synthetic, matching = parts(objective, "pixels", data)
     assert not matching.recordable
 
-    def refuse():
+    def refuse(device):
         raise AssertionError("nothing is to be recorded")
 
     condensed(synthetic, Replayed(matching, refuse))
 
 
 def test_episode__that_cannot_be_recorded__runs_as_it_is_and_says_so(data):  # noqa: F811
-    def failing():
+    def failing(device):
         def record(work, generators):
             work()
             raise RuntimeError("operation not permitted when stream is capturing")

@@ -66,8 +66,8 @@ def place(options: argparse.Namespace) -> tuple[torch.device, Display, Ranks]:
     device = chosen_device(options.device, ranks)
     if len(set(ranks.gather(device.type))) > 1:
         raise UserError("some processes have a CUDA device and some have none; name one kind, as in --device cpu")
-    if ranks.world > 1 and device.type == "cuda":
-        torch.cuda.set_device(device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # its streams, too, are the current ones then
     return device, Display(quiet=not ranks.first), ranks
 
 

@@ -141,7 +141,7 @@ class Split:
         for label in range(len(self.classes)):
             self._check_sampled(label)
         where, device = generator.device, self.labels.device
-        bits = 31 - (len(self.classes) - 1).bit_length()
+        bits = min(30, 31 - (len(self.classes) - 1).bit_length())
         number = torch.randint(2**bits, (len(self),), generator=generator, device=where, dtype=torch.int32)
         order = torch.add(number.to(device), self.labels.int(), alpha=2**bits).argsort()
         place = torch.arange(count, device=device).expand(len(self.classes), count)

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from condensate import recording
@@ -30,10 +31,10 @@ class Replayed:
 
     Args:
         objective: Its streams are held from here on, see ``HeldStreams``.
-        recorder: How work is recorded; as CUDA graphs if absent.
+        recorder: How work on a device is recorded; as CUDA graphs if absent.
     """
 
-    def __init__(self, objective: Objective, recorder: Callable[[], Recorder] | None = None) -> None:
+    def __init__(self, objective: Objective, recorder: Callable[[torch.device], Recorder] | None = None) -> None:
         self.objective, self.recorder = objective, recorder or recording.cuda_recorder
         held = objective.streams
         self.streams = held if isinstance(held, HeldStreams) else HeldStreams(held)
@@ -61,7 +62,7 @@ class Replayed:
         for part in self._parts:
             part.recording.replay()
             for tensor, gradient in part.gradients:
-                tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
+                tensor.grad = gradient.clone() if tensor.grad is None else tensor.grad + gradient
             yield part.loss.clone()
 
     def _as_it_is(self, synthetic: SyntheticDataset, number: int) -> Iterator[Tensor]:
@@ -74,9 +75,10 @@ class Replayed:
     def _recorded(self, synthetic: SyntheticDataset, number: int) -> list[_Part] | None:
         """The parts of an episode between its yields; None, from now on, where they cannot be recorded."""
         learned = [*synthetic.parameters(), synthetic.labels]
+        there = [tensor.grad for tensor in learned]
         _forget(learned)
         parts: list[_Part] = []
-        record, generators = self.recorder(), list(self.streams.generators.values())
+        record, generators = self.recorder(synthetic.labels.device), list(self.streams.generators.values())
         self.streams.turn(number)
         self.streams.recording = True
         episode = self.objective.gradients(synthetic, number)
@@ -95,7 +97,8 @@ class Replayed:
         finally:
             episode.close()  # type: ignore[attr-defined]
             self.streams.recording = False
-            _forget(learned)
+            for tensor, gradient in zip(learned, there, strict=True):
+                tensor.grad = gradient
         return parts
 
 
