@@ -23,7 +23,9 @@ class Recorded(TorchDispatchMode):
         self.noted: list[tuple[Any, Any, Any, Any]] = []
         self._before: dict[int, tuple[Any, Any]] = {}  # storages as they were, by where they are
         self._states: dict[torch.Generator, Tensor] = {}
-        self._own: list[Any] = []  # storages made within; held, so that no other gets their place
+        self._own: dict[
+            int, Any
+        ] = {}  # storages made within, by where they are; held, so that no other gets their place
 
     def __torch_dispatch__(self, function: Any, types: Any, given: Any = (), named: Any = None) -> Any:
         if function.__name__.split(".")[0] in READ:
@@ -33,7 +35,8 @@ class Recorded(TorchDispatchMode):
         made = function(*given, **(named or {}))
         if not function.is_view and function.__name__.split(".")[0] not in RESHAPED:
             self.noted.append((function, *seen, tree_map_only(Tensor, _as_it_is, made)))
-            self._own += [part.untyped_storage() for part in tree_leaves(made) if isinstance(part, Tensor)]
+            storages = [part.untyped_storage() for part in tree_leaves(made) if isinstance(part, Tensor)]
+            self._own |= {storage.data_ptr(): storage for storage in storages}
         return made
 
     def _keep(self, function: Any, given: Any, named: Any) -> None:
@@ -41,13 +44,12 @@ class Recorded(TorchDispatchMode):
         for part in tree_leaves((given, named)):
             if isinstance(part, torch.Generator):
                 self._states.setdefault(part, part.get_state())
-        own = {storage.data_ptr() for storage in self._own}
         for place, argument in enumerate(function._schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 written = given[place] if place < len(given) else named.get(argument.name)
                 for part in tree_leaves(written):
                     storage = part.untyped_storage()
-                    if storage.data_ptr() not in own and storage.data_ptr() not in self._before:
+                    if storage.data_ptr() not in self._own and storage.data_ptr() not in self._before:
                         self._before[storage.data_ptr()] = storage, storage.clone()
 
     def put_back(self) -> None:

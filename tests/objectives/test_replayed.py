@@ -12,7 +12,7 @@ from tests.recorded import Recorded, recorder
 
 OPTIONS = {"dc": {"outer_loop": 1}, "mtt": {"experts_per_step": 2}}
 RECORDED = [name for name, cls in OBJECTIVES.items() if not cls.private]
-EPISODES = range(3, 11)
+EPISODES = range(3, 8)
 
 
 def condensed(synthetic, matching):
