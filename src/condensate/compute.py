@@ -132,7 +132,7 @@ def uploaded(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the host on a device; a GPU takes it from pinned memory, or the host would wait for all before it."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 class Lanes:
