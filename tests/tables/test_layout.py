@@ -41,7 +41,8 @@ def test_cells__twentieth__departs_as_said_and_in_nothing_else():
 
 
 def test_tables__a_profile_each_so_that_full_and_fraction_never_share_a_column():
-    assert {table.profile.name for table in tables().values() if table.profile} == {"full", "twentieth"}
+    profiles = {table.profile.name for table in tables().values() if table.profile}
+    assert profiles == {"full", "twentieth", "validation"}
     for name in tables()["cost"].of:
         assert tables()[name].profile is not None
 
@@ -76,9 +77,27 @@ def test_queue__cuda__begins_with_dm_and_lodm_of_cifar10():
     assert first["dm"] < first["dsa"] < first["dc"] < first["mtt"] < named.index("cifar100-dm-ipc1")
 
 
-def test_queue__cpu__has_the_digits_and_the_twentieths_alone():
+def test_queue__cpu__has_full_runs_of_the_digits_alone():
     assert {cell.recipe.split("-")[0] for cell in queue("cpu")} == {"digits", "cifar10", "mnist", "fashion"}
-    assert all(cell.profile is TWENTIETH or cell.recipe.startswith("digits-") for cell in queue("cpu"))
+    assert all(cell.recipe.startswith("digits-") for cell in queue("cpu") if cell.profile is FULL)
+
+
+@pytest.mark.parametrize("name", ["digits-means", "mnist-means", "cifar10-means"])
+def test_means__scored_on_validation_images_and_each_alone_but_for_those_together(name):
+    table = tables()[name]
+    base, *others = (cell.resolve().values for cell in table.cells())
+    assert base["evaluate"]["split"] == "validation"
+    assert base["data"]["validation"] > 0
+    differing = [_keys(base, other) for other in others]
+    assert [len(keys) for keys in differing[:5]] == [1] * 5
+    assert set().union(*differing[:5]) >= differing[5] > differing[6]
+
+
+def _keys(one, other):
+    """Dotted keys in which two recipes differ; a start of another name has other options."""
+    sections = [part for part in one if isinstance(one[part], dict)]
+    found = {f"{part}.{key}" for part in sections for key in one[part] if one[part][key] != other[part].get(key)}
+    return found - {"start.pixel_std"}
 
 
 def test_queue__of_named_tables__whatever_the_device():

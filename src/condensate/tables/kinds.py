@@ -21,6 +21,7 @@ CALLED = {
     "full": "all training images",
     "finetune": "fine-tuning, no memory",
 }
+ACROSS = 4  # variants that stand beside each other at most; more stand below each other
 METHODS = tuple(f"{low}{method}" for method in ("dm", "dc", "dsa", "mtt") for low in ("", "lo"))
 
 
@@ -65,7 +66,7 @@ def _variants(table: Table, results: Path, quoted: Quoted) -> Lines:
     for label, recipe in table.rows.items():
         cells = [table.cell(recipe, variant=variant) for variant in table.variants]
         lines.append((label, *(_shown(_of(table, results, cell), _images(table, results, cell)) for cell in cells)))
-    return lines
+    return lines if len(table.variants) <= ACROSS else list(zip(*lines, strict=True))
 
 
 def _networks(table: Table, results: Path, quoted: Quoted) -> Lines:
