@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def published(folder: str, device: str) -> object:
-    """All training images read and decoded item by item, then divided by class."""
+    """All training images read item by item, then divided by class."""
     import torch
 
     from benchmarks.published import read_images

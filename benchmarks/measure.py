@@ -32,7 +32,7 @@ class Way:
 
     run: Run
     precision: str = "float32"
-    units: int = 1
+    units: float = 1
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,38 @@ Row = dict[str, Any]
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "performance.md"
 EVIDENCE = ROOT / "docs" / "evidence"
-MARKED = re.compile(r"(<!-- benchmark: (?P<what>[a-z]+) -->\n)(.*?)(<!-- end of benchmark -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- benchmark: (?P<what>[a-z0-9-]+) -->\n)(.*?)(<!-- end of benchmark -->)", re.DOTALL)
 STEPS = ("work", "way", "seconds", "min .. max", "times faster", "of the product rate", "of the copy rate", "memory")
-PLANNED = ("recipe", "episode planned", "measured", "network planned", "measured", "memory planned", "measured")
+PLANNED = (
+    "recipe",
+    *(
+        f"{what} {how}"
+        for what in ("episode", "network", "memory", "of condensing")
+        for how in ("planned", "measured", "ratio")
+    ),
+)
+WITHIN = {
+    "episode_seconds": 2.0,
+    "evaluation_seconds_a_network": 2.0,
+    "bytes": 1.25,
+    "condense_bytes": 1.25,
+}  # what ``plan`` is held to
+NOT_MEASURED = "Not measured yet.\n"
+
+
+KINDS_OF_MACHINE = ("cpu", "cpu-float32", "cuda")
+
+
+def kind(report: Row) -> str:
+    """Of the machine of a report: with which numbers it computes."""
+    if report["device"] != "cpu":
+        return "cuda"
+    return "cpu" if report["machine"]["bfloat16"] else "cpu-float32"
 
 
 def add(report: Row, folder: Path = EVIDENCE) -> Path:
     """Put the rows of a report into the evidence of its device, in place of older ones of the same work."""
-    file = folder / f"benchmark-{'cpu' if report['device'] == 'cpu' else 'cuda'}.json"
+    file = folder / f"benchmark-{kind(report)}.json"
     kept = json.loads(file.read_text()) if file.is_file() else report | {"rows": []}
     for key in ("device", "machine", "versions"):
         if kept[key] != report[key]:
@@ -73,13 +97,17 @@ def empty(folder: Path, measured: Sequence[Row] = ()) -> list[Sequence[str]]:
 
 
 def planned(rows: Sequence[Row]) -> list[Sequence[str]]:
-    """What ``plan`` says, and what it takes."""
+    """What ``plan`` says, what it takes, and by how much that is more or less."""
     lines: list[Sequence[str]] = [PLANNED]
     for row in (row for row in rows if "planned" in row):
         told = [row["work"].removeprefix("plan-")]
-        for key in ("episode_seconds", "evaluation_seconds_a_network", "bytes"):
-            values = row["planned"][key], row["measured"][key]
-            told += [size(value) if key == "bytes" else f"{value:,.3g} s" for value in values]
+        for key in WITHIN:
+            if key not in row["planned"]:  # not looked at
+                told += ["", "", ""]
+                continue
+            said, found = row["planned"][key], row["measured"][key]
+            told += [size(value) if key.endswith("bytes") else f"{value:,.3g} s" for value in (said, found)]
+            told.append(f"{said / found:.2f}")
         lines.append(told)
     return lines
 
@@ -96,32 +124,33 @@ def profiled(rows: Sequence[Row]) -> list[Sequence[str]]:
 
 
 def tables(folder: Path = EVIDENCE) -> dict[str, str]:
-    """Markdown by the name in a marker: cpu and cuda, profile and plan, all from the evidence."""
+    """Markdown by the name in a marker, all from the evidence: a kind of machine, its profile and its plan."""
     found = {}
-    for device in ("cpu", "cuda"):
-        file = folder / f"benchmark-{device}.json"
-        if not file.is_file():
-            found[device] = f"{_markdown([STEPS, *empty(folder)])}\nNot measured yet.\n"
-            continue
-        held = json.loads(file.read_text())
-        processor = held["machine"]["processor"] if device == "cpu" else held["device"]
-        commits = ", ".join(dict.fromkeys(row["commit"] for row in held["rows"]))
-        rates = [row["matrix_rates"] for row in held["rows"] if "matrix_rates" in row]
-        spans = [
-            f"{min(seen):,.0f} to {max(seen):,.0f} GFLOP/s in {name}"
-            for name in ("float32", "bfloat16")
-            if (seen := [rate[name] / 1e9 for rate in rates if name in rate])
-        ]
-        made = (
-            f"{processor}, {held['machine']['threads']} threads, torch {held['versions']['torch']}, commits {commits}"
-        )
-        told = f"{made} (row by row in the evidence). Products: {'; '.join(spans)}."
-        unmeasured = empty(folder, held["rows"]) if device == "cuda" else []
-        found[device] = f"{_markdown([*steps(held['rows']), *unmeasured])}\n{told}\n"
-        if device == "cpu":
-            found["profile"] = _markdown(profiled(held["rows"]))
-            found["plan"] = _markdown(planned(held["rows"]))
+    for machine in KINDS_OF_MACHINE:
+        file = folder / f"benchmark-{machine}.json"
+        held = json.loads(file.read_text()) if file.is_file() else {"rows": []}
+        rows = held["rows"]
+        unmeasured = empty(folder, rows) if machine == "cuda" else []
+        told = _told(held) if rows else NOT_MEASURED
+        found[machine] = f"{_markdown([*steps(rows), *unmeasured])}\n{told}"
+        for what, lines in (("profile", profiled(rows)), ("plan", planned(rows))):
+            found[f"{machine}-{what}"] = _markdown(lines) if lines[1:] else NOT_MEASURED
     return found
+
+
+def _told(held: Row) -> str:
+    """Of what machine and commits the rows are."""
+    rows = held["rows"]
+    processor = held["machine"]["processor"] if held["device"] == "cpu" else held["device"]
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
+    rates = [row["matrix_rates"] for row in rows if "matrix_rates" in row]
+    spans = [
+        f"{min(seen):,.0f} to {max(seen):,.0f} GFLOP/s in {name}"
+        for name in ("float32", "bfloat16")
+        if (seen := [rate[name] / 1e9 for rate in rates if name in rate])
+    ]
+    made = f"{processor}, {held['machine']['threads']} threads, torch {held['versions']['torch']}, commits {commits}"
+    return f"{made} (row by row in the evidence). Products: {'; '.join(spans)}.\n"
 
 
 def insert(text: str, found: dict[str, str]) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from benchmarks.measure import give_memory_back, resident
+from benchmarks.works import Straight
 from condensate import assemble, settling
 from condensate.evaluation import train_networks
-from condensate.experts import Parameters
 from condensate.planning import plan
 from condensate.recipe import Recipe
 from condensate.sheets import resolve
@@ -28,22 +28,6 @@ CASES: dict[str, dict[str, Any]] = {
 }
 PLANS: dict[str, dict[str, Any]] = {f"plan-{name}": {"recipe": name, **overrides} for name, overrides in CASES.items()}
 EPISODES = 4  # the first of which compiles
-
-
-class Still:
-    """Experts in memory, a step of noise apart: matching them costs what matching real ones does."""
-
-    def __init__(self, recipe: Recipe, shape: tuple[int, int, int], classes: int, epochs: int, device: torch.device):
-        streams = Streams(0, device)
-        ends = [assemble.network(recipe, shape, classes, streams("expert", end)).to(device) for end in (0, 1)]
-        self.epochs, self.ends = epochs, [{n: p.detach() for n, p in end.named_parameters()} for end in ends]
-
-    def __len__(self) -> int:
-        return 1
-
-    def parameters(self, expert: int, epoch: int) -> Parameters:
-        """A point between two initialisations."""
-        return {n: torch.lerp(p, self.ends[1][n], epoch / self.epochs / 10) for n, p in self.ends[0].items()}
 
 
 def check(name: str, device: torch.device) -> dict[str, Any]:
@@ -72,6 +56,7 @@ def check(name: str, device: torch.device) -> dict[str, Any]:
             optimizer.zero_grad()
         _wait(device)
         taken.append(time.perf_counter() - began)
+    condensed = _peak(device) - before
     epochs = 1 if long else 20
     settled = settling.settle_training(recipe, shape, classes, len(synthetic), device)
     together = settled.evaluate.together or 1
@@ -96,11 +81,13 @@ def check(name: str, device: torch.device) -> dict[str, Any]:
         "episode_seconds": expected.condense_seconds / recipe.condense.episodes,
         "evaluation_seconds_a_network": expected.evaluate_seconds / options.repeats,
         "bytes": expected.memory_bytes,
+        "condense_bytes": expected.condense_bytes,
     }
     found = {
         "episode_seconds": episode,
         "evaluation_seconds_a_network": trained / epochs * options.epochs + scored,
-        "bytes": (resident("VmHWM") if device.type == "cpu" else torch.cuda.max_memory_allocated(device)) - before,
+        "bytes": _peak(device) - before,
+        "condense_bytes": condensed,
     }
     note = ", ".join(f"{key}: planned {said[key]:.4g}, measured {found[key]:.4g}" for key in said)
     return {
@@ -111,6 +98,11 @@ def check(name: str, device: torch.device) -> dict[str, Any]:
         "measured": found,
         "note": note,
     }
+
+
+def _peak(device: torch.device) -> int:
+    """Bytes held at the most until now."""
+    return resident("VmHWM") if device.type == "cpu" else torch.cuda.max_memory_allocated(device)
 
 
 def _wait(device: torch.device) -> None:
@@ -127,6 +119,8 @@ def _matching(recipe: Recipe, data: Any, streams: Streams, device: torch.device)
     from condensate.objectives import TrajectoryMatching
 
     window = recipe.options("objective")
-    experts = Still(recipe, data.shape, len(data.classes), window["max_start_epoch"] + window["expert_epochs"], device)
-    network = assemble.network(recipe, data.shape, len(data.classes), streams("network"))
+    network, *ends = (
+        assemble.network(recipe, data.shape, len(data.classes), streams("network", number)) for number in range(3)
+    )
+    experts = Straight(ends, window["max_start_epoch"] + window["expert_epochs"])
     return TrajectoryMatching(experts, network, Augment(**recipe["augment"]), streams, compute, **window)

@@ -3,12 +3,13 @@
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -140,11 +141,6 @@ def episodes(
     return ways
 
 
-def precision_of(compute: Compute) -> str:
-    """In which networks are trained so."""
-    return "bfloat16" if compute.precision == torch.bfloat16 else "float32"
-
-
 def by_class(data: ImageData) -> list[Tensor]:
     """Normalised real images of every class, held as the released programs hold them."""
     return [data.train.images((data.train.labels == label).nonzero().flatten()) for label in range(len(data.classes))]
@@ -180,7 +176,7 @@ def dm(bench: Bench, shape: Shape, classes: int, ipc: int) -> Work:
     ways |= episodes(bench, lambda: synthetic(bench, Pixels(classes * ipc, shape), data), matching, shape=shape)
     real, made = classes * bench.batch_real, classes * ipc
     return Work(
-        f"DM step, {_named(shape, classes)}, IPC {ipc}", ways, (real + 3 * made) * each, _moved(data, real, made)
+        f"DM step, {_named(shape, classes)}, IPC {ipc}", ways, (real + 2 * made) * each, _moved(data, real, made)
     )
 
 
@@ -224,22 +220,23 @@ def dc(bench: Bench, ipc: int, augmented: bool) -> Work:
         )  # fmt: skip
 
     ways = {"published": Way(theirs)}
-    ways |= episodes(bench, lambda: synthetic(bench, Pixels(10 * ipc, data.shape), data), matching)
+    ways |= episodes(bench, lambda: synthetic(bench, Pixels(10 * ipc, data.shape), data), matching, 0.1)
     real, made = 10 * bench.batch_real, 10 * ipc
     named = f"{'DSA' if augmented else 'DC'} matching step, CIFAR-10, IPC {ipc}"
     return Work(named, ways, (3 * real + 7 * made) * each, _moved(data, real, made))
 
 
 class Straight:
-    """Experts that went a straight way from one initialisation to another: their cost is that of any."""
+    """Experts that go a straight way from one network to another: matching them costs what matching real ones does.
 
-    epochs = 2
+    Args:
+        ends: The two networks.
+        epochs: Of an expert, each a tenth of the way.
+    """
 
-    def __init__(self, bench: Bench, data: ImageData) -> None:
-        networks = [bench.network(data) for _ in range(2)]
-        for end, network in enumerate(networks):
-            network.reset_(bench.streams()("expert", end))
-        self.ends = [{n: p.detach().clone() for n, p in network.named_parameters()} for network in networks]
+    def __init__(self, ends: Sequence[Network], epochs: int) -> None:
+        self.epochs = epochs
+        self.ends = [{name: value.detach().clone() for name, value in end.named_parameters()} for end in ends]
 
     def __len__(self) -> int:
         return 1
@@ -253,7 +250,11 @@ def mtt(bench: Bench, ipc: int, steps: int, batch: int | None = None) -> Work:
     """An iteration of LoMTT, rank 2, eight images in the storage of one."""
     shape, images = (3, 32, 32), 80 * ipc
     data = bench.images(shape, 10)
-    each, experts = forward_operations(bench.network(data), shape), Straight(bench, data)
+    each = forward_operations(bench.network(data), shape)
+    ends = [bench.network(data) for _ in range(2)]
+    for number, end in enumerate(ends):
+        end.reset_(bench.streams()("expert", number))
+    experts = Straight(ends, epochs=2)
 
     def made() -> SyntheticDataset:
         return synthetic(bench, LowRank(images, shape, rank=2), data, step_size=0.01)
@@ -278,13 +279,13 @@ def mtt(bench: Bench, ipc: int, steps: int, batch: int | None = None) -> Work:
         ways["ours, not compiled"] = Way(episode(matching(Compute()), made(), 1e-3))
     moved = 2.0 * steps * sum(p.numel() * 4 for p in network.parameters())
     named = f"MTT iteration, CIFAR-10, IPC {ipc}, {steps} steps of {batch or images} of {images} images"
-    return Work(named, ways, 12 * steps * (batch or images) * each, moved)
+    return Work(named, ways, 9 * steps * (batch or images) * each, moved)
 
 
 def evaluation(bench: Bench, networks: int) -> Work:
     """Networks trained from scratch on 80 images."""
-    # On a GPU an epoch, of the many that a network is trained for: its first steps are those in which one is recorded.
-    few, many, asked = (2, 2, 2) if bench.device.type == "cpu" else (4, 200, 1)
+    # On a GPU of as many as a network is trained for, in the first of which a step is recorded.
+    asked, few, many, ran = 2, *((2, 2, networks) if bench.device.type == "cpu" else (4, 400, max(1, networks // 10)))
     data = bench.images((3, 32, 32), 10)
     each = forward_operations(bench.network(data), data.shape)
     images = torch.randn(80, *data.shape, generator=Streams(0)("set")).to(bench.device)
@@ -297,15 +298,17 @@ def evaluation(bench: Bench, networks: int) -> Work:
 
     def one_by_one(compute: Compute) -> Way:
         network = bench.network(data).to(memory_format=compute.memory_format)  # type: ignore[call-overload]
-        loss, chunk, epochs = mean_loss(network, compute), compute.piece, min(many, 50)
+        loss, chunk, epochs = mean_loss(network, compute), compute.piece, min(many, 200)
 
         def run() -> None:
-            for number in range(networks):
+            for number in range(ran):
                 own = streams("evaluate", number)
                 network.reset_(own)
                 fit(network, held, epochs=epochs, generator=own, chunk=chunk, augment=Augment(), loss=loss)
 
-        return Way(run, precision_of(compute), epochs // asked)
+        return Way(
+            run, "bfloat16" if compute.precision == torch.bfloat16 else "float32", epochs // asked * ran / networks
+        )
 
     def together(compute: Compute) -> Way:
         layout = compute.memory_format if bench.device.type == "cuda" else None
@@ -313,7 +316,7 @@ def evaluation(bench: Bench, networks: int) -> Work:
         loss = mean_loss(stack, compute)
         own = [streams("evaluate", number) for number in range(networks)]
         run = partial(fit, stack, held, epochs=many, generator=own, augment=Augment(), loss=loss)
-        return Way(run, precision_of(compute), many // asked)
+        return Way(run, "bfloat16" if compute.precision == torch.bfloat16 else "float32", many // asked)
 
     ways = {"published": Way(plain, units=few // asked), "ours, float32, not compiled": one_by_one(Compute())}
     ways |= {name: one_by_one(compute) for name, compute in bench.computes().items() if compute.compiled}
@@ -322,7 +325,7 @@ def evaluation(bench: Bench, networks: int) -> Work:
         ways["ours, all together"] = together(Compute(compiled=True))
         ways["ours, all together, bfloat16"] = together(Compute(compiled=True, precision=torch.bfloat16))
     moved = 80.0 * 4 * images[0].numel() * networks * asked
-    named = f"{networks} networks on 80 images, {asked} epochs each".replace("1 epochs", "an epoch")
+    named = f"{networks} networks on 80 images, {asked} epochs each"
     return Work(named, ways, 3.0 * 80 * networks * asked * each, moved)
 
 
@@ -377,14 +380,28 @@ def first_episode(bench: Bench, imports: bool) -> Work:
     named = "start to first episode, CIFAR-10" + ("" if imports else ", PyTorch and the programs imported")
     if not bench.data:
         return Work(named, {}, note="needs --data")
-    given = bench.data, str(bench.device)
+    given = {
+        "published": (first.published, _as_arrays(bench)),
+        "published, images in files": (first.published, bench.data),
+        "ours": (first.ours, bench.data),
+    }
 
-    def whole(way: str) -> Way:
-        return Way(partial(subprocess.run, [sys.executable, "-m", "benchmarks.first", way, *given], check=True))
+    def way(name: str) -> Way:
+        work, folder = given[name]
+        if not imports:
+            return Way(partial(work, folder, str(bench.device)))
+        command = [sys.executable, "-m", "benchmarks.first", work.__name__, folder, str(bench.device)]
+        return Way(partial(subprocess.run, command, check=True))
 
-    if imports:
-        return Work(named, {way: whole(way) for way in ("published", "ours")})
-    return Work(named, {"published": Way(partial(first.published, *given)), "ours": Way(partial(first.ours, *given))})
+    return Work(named, {name: way(name) for name in given})
+
+
+def _as_arrays(bench: Bench) -> str:
+    """A folder with CIFAR-10's training images as torchvision holds them: arrays of bytes, decoded long before."""
+    folder, train = Path(tempfile.mkdtemp()), load_data("cifar10", path=bench.data).train
+    np.save(folder / "images.npy", train.raw.permute(0, 2, 3, 1).contiguous().numpy())
+    np.save(folder / "labels.npy", train.labels.numpy())
+    return str(folder)
 
 
 def _named(shape: Shape, classes: int) -> str:
@@ -410,6 +427,7 @@ WORKS: dict[str, Callable[[Bench], Work]] = {
     "dm-64": partial(dm, shape=(3, 64, 64), classes=10, ipc=1),
     "dm-128": partial(dm, shape=(3, 128, 128), classes=10, ipc=1),
     "evaluation": partial(evaluation, networks=20),
+    "evaluation-2": partial(evaluation, networks=2),
     "experts": partial(experts, count=5120),
     "start": partial(first_episode, imports=True),
     "set-up": partial(first_episode, imports=False),

@@ -1,17 +1,21 @@
 """The benchmarks run: every way of every piece of work, on few images and narrow networks."""
 
 import io
+import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import __main__ as program
-from benchmarks import pages, plans
+from benchmarks import pages, plans, published, works
 from benchmarks.measure import AROUND, KINDS, Way, Work, measure, peak_bytes, resident, shares, warm
 from benchmarks.works import QUICK, WORKS, Bench
-from condensate import Compute
+from condensate import Augment, Compute, ImageData, Streams, build_network
 
 CPU = torch.device("cpu")
 
@@ -34,6 +38,67 @@ def test_work__every_way_runs(bench: Bench, name: str):
     assert work.moved > 0
     for way in work.ways.values():
         way.run()
+
+
+@pytest.fixture
+def plainly(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """Without augmentation, all real images in every batch, and one fresh network for both ways."""
+    monkeypatch.setattr(Bench, "width", 6)
+    monkeypatch.setattr(Bench, "batch_real", 3)
+    monkeypatch.setattr(published, "siamese", lambda *_: lambda images: images)
+    monkeypatch.setattr(works, "Augment", lambda *_: Augment([]))
+
+    def network(self: Bench, data: ImageData):
+        made = build_network("convnet", data.shape, 10, Streams(0)("any"), width=6, depth=3)
+        made.reset_(Streams(0)("network", 1))  # as an objective draws it in the episode that is measured
+        return made
+
+    monkeypatch.setattr(Bench, "network", network)
+    return Bench(CPU)
+
+
+@pytest.mark.parametrize("name", ["dm-ipc1", "dm-ipc10", "dc-ipc1", "dc-ipc10", "mtt-ipc1"])
+def test_work__both_ways_give_the_same_gradient(plainly: Bench, monkeypatch: pytest.MonkeyPatch, name: str):
+    """So neither does less than the method asks for."""
+    gradients: list[list[Tensor]] = []
+
+    def step(self: torch.optim.SGD) -> None:
+        gradients.append([p.grad.clone() for group in self.param_groups for p in group["params"]])
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    monkeypatch.setattr(Bench, "computes", lambda self, **asked: {"ours, float32": Compute()})
+    work = WORKS[name](plainly)
+    for way in ("published", "ours, float32"):
+        work.ways[way].run()
+    theirs, ours = gradients
+    assert ours
+    for one, other in zip(theirs, ours, strict=False):  # the published one of MTT ends with the step size
+        assert one.abs().max() > 0
+        torch.testing.assert_close(other, one, rtol=2e-3, atol=2e-5 * float(one.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["features", "dm-ipc10", "dc-ipc10", "dsa-ipc1", "mtt", "experts", "evaluation-2"])
+def test_work__needs_no_more_operations_than_any_way_does(monkeypatch: pytest.MonkeyPatch, name: str):
+    """So shares of the product rate are of what must be done, not more; half as many would be another mistake."""
+    monkeypatch.setattr(Bench, "width", 64)  # where the first layer, which leads no gradient back, is a small part
+    monkeypatch.setattr(Bench, "batch_real", 2)
+    monkeypatch.setattr(Bench, "computes", lambda self, **asked: {"ours, float32": Compute()})
+    make = partial(works.mtt, ipc=1, steps=2) if name == "mtt" else WORKS[name]
+    work = make(Bench(CPU))
+    for way in ("published", "ours, float32"):
+        if way in work.ways:
+            with FlopCounterMode(display=False) as counted:
+                work.ways[way].run()
+            assert 0.93 < counted.get_total_flops() / work.ways[way].units / work.operations < 1.45
+
+
+def test_computes__name_what_they_are():
+    pytest.importorskip("torch._inductor")
+    found = Bench(CPU).computes()
+    assert next(iter(found)).startswith("ours, float32")
+    for name, compute in found.items():
+        assert ("bfloat16" in name) == (compute.precision == torch.bfloat16)
+        assert ("eager" in name) != compute.compiled
 
 
 def test_start__without_data__is_said_not_to_be_measured(bench: Bench):
@@ -122,8 +187,18 @@ def test_program__shares_are_of_the_rates_beside(bench: Bench, monkeypatch: pyte
 
 def test_pages__performance_md__holds_what_the_evidence_says():
     text = pages.PAGE.read_text()
-    assert len(pages.MARKED.findall(text)) == text.count("<!-- benchmark: ") == 4
+    marked = [found["what"] for found in pages.MARKED.finditer(text)]
+    assert len(marked) == text.count("<!-- benchmark: ")
+    assert set(marked) >= {*pages.KINDS_OF_MACHINE, "cpu-profile", "cpu-plan"}
     assert pages.insert(text, pages.tables()) == text, "renew it: python -m benchmarks.pages"
+
+
+@pytest.mark.parametrize("file", sorted(pages.EVIDENCE.glob("benchmark-c*.json")), ids=lambda file: file.stem)
+def test_evidence__plan_is_within_what_it_is_held_to(file: Path):
+    for row in json.loads(file.read_text())["rows"]:
+        for key, most in pages.WITHIN.items() if "planned" in row else ():
+            if key in row["planned"]:
+                assert 1 / most < row["planned"][key] / row["measured"][key] < most, (row["work"], key)
 
 
 def test_pages__without_evidence__says_so_and_adding_replaces_by_work(tmp_path: Path):
@@ -137,7 +212,12 @@ def test_pages__without_evidence__says_so_and_adding_replaces_by_work(tmp_path: 
         "memory": None,
     }
     row |= {"share_of_matrix_rate": 0.5, "share_of_copy_rate": 0.001}
-    report = {"device": "cpu", "machine": {"processor": "p", "threads": 2}, "versions": {"torch": "2"}, "commit": "abc"}
+    report = {
+        "device": "cpu",
+        "machine": {"processor": "p", "threads": 2, "bfloat16": True},
+        "versions": {"torch": "2"},
+        "commit": "abc",
+    }
     pages.add(report | {"rows": [row, row | {"work": "another"}]}, tmp_path)
     pages.add(report | {"commit": "def", "rows": [row | {"times_faster": 2.5}]}, tmp_path)
     text = pages.tables(tmp_path)["cpu"]

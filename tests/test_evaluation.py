@@ -276,12 +276,12 @@ def test_way__scores_are_distributed_as_one_by_one(way: dict[str, Any]):
     ("compiled", "together", "norm", "chunk"),
     [
         (True, 1, "instance", 512),
-        (False, 1, "instance", None),
+        (False, 1, "instance", 256 * 16),
         (True, 2, "instance", None),
         (True, 1, "batch", None),
     ],
 )
-def test_evaluate__compiled_alone_and_without_batch_statistics__trains_on_what_a_cache_holds(
+def test_evaluate__alone_and_without_batch_statistics__trains_on_so_many_at_once(
     toy_data: ImageData,
     monkeypatch: pytest.MonkeyPatch,
     compiled: bool,

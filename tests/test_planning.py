@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from condensate import Streams, assemble, build_network, planning
+from condensate import Compute, Streams, assemble, build_network, planning
 from condensate.networks import forward_operations
 from condensate.sheets import resolve
+from condensate.training import trained_at_once
 
 
 @pytest.mark.parametrize(
@@ -58,12 +59,25 @@ def test_plan__compiled_training__pieces_but_of_batch_statistics():
         """Bytes by which pieces make training cheaper."""
         recipe = resolve("cifar10-dm-ipc10", {"network": {"width": 16, "norm": norm}, "compute": eager})
         whole, pieces = (
-            planning._peak(recipe, (3, 32, 32), 10, 2560, 2560, piece, torch.device("cpu")) for piece in (None, 32)
+            max(planning._peaks(recipe, (3, 32, 32), 10, 2560, 2560, piece, torch.device("cpu")))
+            for piece in (None, 32)
         )
         return whole - pieces
 
     assert saved("instance") > 0
     assert saved("batch") == 0
+
+
+def test_plan__images_of_any_size__training_and_scoring_take_no_more(monkeypatch):
+    """So many pixels go through a network at once, whatever an image has of them."""
+    monkeypatch.setattr(planning, "SCRATCH_BYTES", 0)
+    changes = {"network": {"width": 16}, "compute": {"compile": "never", "precision": "float32"}}
+    peaks = []
+    for side in (32, 64, 128):
+        shape, recipe = (3, side, side), resolve("cifar10-dm-ipc10", changes)
+        piece = trained_at_once(shape, Compute(), torch.device("cpu"))
+        peaks.append(planning._peaks(recipe, shape, 10, 100, 100, piece, torch.device("cpu"))[1] - 100 * 12 * side**2)
+    assert max(peaks) < 1.6 * min(peaks)
 
 
 def test_plan__stream_of_classes__all_its_orders_and_memories():

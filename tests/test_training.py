@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from condensate import Augment, ClassicAugment, ImageData, Network, build_network, fit
 from condensate.compute import Compute, can_compile
-from condensate.training import Examples, Held, Together, accuracy, mean_loss
+from condensate.training import Examples, Held, Together, accuracy, mean_loss, scored_at_once
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -263,6 +263,19 @@ def test_accuracy__does_not_depend_on_the_batch(toy_data: ImageData, norm: str):
     found = {accuracy(learner, split, batch) for split in (toy_data.test, order) for batch in (1, 7, 30, 512)}
     assert len(found) == 1
     assert 0 < found.pop() < 1
+
+
+@pytest.mark.parametrize(("side", "most"), [(8, 512), (32, 512), (64, 128), (128, 32), (2000, 1)])
+def test_accuracy__goes_through_fewer_images_at_once_the_larger_they_are(side: int, most: int):
+    assert scored_at_once((3, side, side)) == most
+
+
+def test_accuracy__of_large_images__goes_by_pixels():
+    large = build_network("convnet", (1, 128, 128), 2, seeded(), width=2, depth=2)
+    seen: list[int] = []
+    large.register_forward_hook(lambda module, given, output: seen.append(len(output)))
+    accuracy(large, Held(torch.randn(70, 1, 128, 128), torch.zeros(70, dtype=torch.int64)))
+    assert seen == [32, 32, 6]
 
 
 def test_fit_after_accuracy__trains_in_training_mode():

@@ -12,6 +12,7 @@ from torch import Tensor
 from condensate.data import Split
 from condensate.networks import Network
 from condensate.streams import Streams
+from condensate.training import scored_at_once
 
 
 def random(real: Split, per_class: int, streams: Streams) -> Tensor:
@@ -76,13 +77,13 @@ def k_centre(real: Split, per_class: int, features: Callable[[Tensor], Tensor]) 
     return _each_class(real, per_class, choose)
 
 
-def embed(network: Network, real: Split, chunk: int = 512) -> Callable[[Tensor], Tensor]:
+def embed(network: Network, real: Split, chunk: int | None = None) -> Callable[[Tensor], Tensor]:
     """The features of a trained network as a function of image indices: (k,) -> (k, D)."""
 
     @torch.no_grad()
     def features(index: Tensor) -> Tensor:
         network.eval()
-        parts = index.split(chunk)
+        parts = index.split(chunk or scored_at_once(real.shape))
         real.expect(parts)
         return torch.cat([network.features(real.images(part)) for part in parts])
 

@@ -11,12 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from condensate.compute import Compute, cached
+from condensate.compute import Compute
 from condensate.errors import UserError
 from condensate.networks import Network, build
 from condensate.ranks import ALONE, Ranks
 from condensate.streams import Streams
-from condensate.training import Augmentation, Bookmark, Examples, Held, Together, accuracy, fit, mean_loss
+from condensate.training import (
+    Augmentation,
+    Bookmark,
+    Examples,
+    Held,
+    Together,
+    accuracy,
+    fit,
+    mean_loss,
+    trained_at_once,
+)
 from condensate.whitening import seen_alike
 
 HELD_BYTES = 2**28
@@ -132,8 +142,8 @@ def train_networks(
     one = build(network, shape, classes, streams("program"), **options)
     one.to(memory_format=compute.memory_format)  # type: ignore[call-overload]
     loss = mean_loss(one, compute)
-    if compute.compiled and not one.batch_statistics:
-        chunk = cached(examples.labels.device, shape[1] * shape[2], compute.precision)
+    if not one.batch_statistics:
+        chunk = trained_at_once(shape, compute, examples.labels.device)
     for repeat in range(start, repeats, every):  # in the one network that the program knows: compiled once
         generator = streams("evaluate", network, repeat)
         one.reset_(generator)

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from condensate import assemble, settling
 from condensate.atomic import replacing
-from condensate.compute import PRECISIONS, cached, like_convolutions, parts
+from condensate.compute import PRECISIONS, like_convolutions, parts
 from condensate.data import KNOWN, ImageData, look
 from condensate.data.cache import folder as cache_folder
 from condensate.data.disk import AHEAD
@@ -25,15 +25,16 @@ from condensate.objectives.trajectory import last_epoch
 from condensate.parameterizations import PARAMETERIZATIONS, Shape
 from condensate.recipe import Recipe
 from condensate.streams import Streams
+from condensate.training import scored_at_once, trained_at_once
 from condensate.whitening import check_size, side_bytes
 
 PATIENCE = 0.8  # seconds a measurement goes on for
-# How much faster than eager ones compiled programs are, from 1.3 to 2.2 and from 2.2 to 2.7: python -m benchmarks.
+# How much faster than eager ones compiled programs are: python -m benchmarks. Two cores: 1.3 (MTT) to 2.2 (training).
+# An H200: 2.6 (MTT) to 3.0; all but MTT was eager in bfloat16, and is held against compiled float32 here.
 COMPILED_GAIN = {"cpu": 1.6, "cuda": 2.5}
 SCRATCH_BYTES = 100 * 2**20  # what libraries take once they are used, whatever the work
 COMPILER_BYTES = 64 * 2**20  # what torch.compile keeps of the programs it has made
 SCORED = 10_000  # images that score, as most data sets have
-SCORED_AT_ONCE = 512  # images, see ``training.accuracy``
 INDEX_BYTES = 24  # held of an image on disk: its label, its row and its place in its class
 
 
@@ -53,6 +54,7 @@ class Plan:
         condense_seconds: Of all episodes, from this machine's measured rates; compilation apart.
         evaluate_seconds: Of all networks.
         memory_bytes: Of images and activations at the peak, beside what PyTorch itself takes.
+        condense_bytes: Likewise, until networks are trained to score.
         side_bytes: Of the whitening beside the set, not in the budget; 0 without ZCA.
         experts: What the experts take, where the objective matches any.
         sets: How often all classes are condensed: class orders of a stream, shadows of a study of privacy, else 1.
@@ -69,6 +71,7 @@ class Plan:
     condense_seconds: float
     evaluate_seconds: float
     memory_bytes: int
+    condense_bytes: int
     side_bytes: int
     experts: "ExpertPlan | None" = None
     sets: int = 1
@@ -147,19 +150,22 @@ def _plan(recipe: Recipe, device: torch.device) -> Plan:
     work = OBJECTIVES[recipe["objective"]["name"]].planned(classes, images, **recipe.options("objective"))
     labels = images * classes if recipe.condense.lr_labels else 0
     labels += 1 if recipe.experts is not None else 0  # the step size
-    training = settling.settle_training(recipe, shape, classes, images, device).evaluate
+    settled_training = settling.settle_training(recipe, shape, classes, images, device)
+    training = settled_training.evaluate
     at_a_time = min(256, images) * (training.together or 1)
     rates = _rates(settled, shape, classes, at_a_time, device)
     options, evaluated = recipe.condense, recipe.evaluate
     trained = _evaluated_work(recipe, shape, classes) * evaluated.repeats * evaluated.epochs * images
     piece = None
+    if training.together == 1:
+        piece = trained_at_once(shape, settling.training_way(settled_training)["compute"], device)
     if training.compile == "always":
         trained /= COMPILED_GAIN[device.type]
-        if training.together == 1:
-            piece = cached(device, shape[1] * shape[2], PRECISIONS[training.precision])
     experts = _experts(recipe, shape, classes, data, rates)
     if experts is not None:  # the student's parameters after every step
         held += recipe["objective"]["syn_steps"] * 4 * _parameters(recipe, shape, classes)
+    peaks = _peaks(settled, shape, classes, images, at_a_time, piece, device)
+    lasting = held + 3 * cost.bits // 8 + 2 * side
     return Plan(
         shape,
         classes,
@@ -171,7 +177,8 @@ def _plan(recipe: Recipe, device: torch.device) -> Plan:
         settled["compute"]["precision"],
         options.episodes * (work.features / rates.features + work.gradients / rates.gradients),
         trained / rates.training + evaluated.repeats * SCORED / rates.scoring,
-        held + 3 * cost.bits // 8 + _peak(settled, shape, classes, images, at_a_time, piece, device) + 2 * side,
+        lasting + max(peaks),
+        lasting + peaks[0],
         side,
         experts,
     )
@@ -296,7 +303,7 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
     return sorted(taken)[len(taken) // 2]
 
 
-def _peak(
+def _peaks(
     recipe: Recipe,
     shape: Shape,
     classes: int,
@@ -304,8 +311,8 @@ def _peak(
     trained: int,
     piece_trained: int | None,
     device: torch.device,
-) -> int:
-    """Bytes at the peak of condensing, training or scoring, whichever is most, beside what lasts all along.
+) -> tuple[int, int]:
+    """Bytes at the peak of condensing, and at that of training and scoring, beside what lasts all along.
 
     Networks are trained on ``trained`` images at a time, of all that are trained together, in such pieces if any.
 
@@ -336,7 +343,8 @@ def _peak(
     if recipe["compute"]["compile"] == "always":
         matched, lasting = matched / 2, SCRATCH_BYTES + COMPILER_BYTES
     held = images * pixels if images * pixels <= HELD_BYTES else 0
-    return int(lasting + max(matched, held + all_layers * trained, held + 2 * largest * SCORED_AT_ONCE))
+    scored = 2 * largest * scored_at_once(shape)
+    return int(lasting + matched), int(lasting + held + max(all_layers * trained, scored))
 
 
 @torch.no_grad()

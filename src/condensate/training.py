@@ -11,7 +11,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
-from condensate.compute import Compute, parts
+from condensate.compute import Compute, cached, parts
 from condensate.errors import UserError
 from condensate.networks import Network
 from condensate.recording import Repeated
@@ -333,9 +333,31 @@ def _rehearsed(
     return torch.stack([cross_entropy(s, w.detach()) for s, w in zip(scores, wanted, strict=True)]).mean()
 
 
+# Of images that go through a network at once where nothing else bounds them, so that memory does not grow with them.
+PIXELS_SCORED, PIXELS_TRAINED = 512 * 32 * 32, 256 * 32 * 32
+
+
+def trained_at_once(shape: Sequence[int], compute: Compute, device: torch.device) -> int | None:
+    """Images (C, H, W) of a batch that go through a network at once on a CPU, see ``fit``; all of them on a GPU."""
+    pixels = shape[1] * shape[2]
+    if compute.compiled or device.type != "cpu":
+        return cached(device, pixels, compute.precision)
+    return max(1, PIXELS_TRAINED // pixels)
+
+
+def scored_at_once(shape: Sequence[int]) -> int:
+    """Images (C, H, W) that are scored at a time: 512, fewer of more than 32x32, so that memory does not grow."""
+    return max(1, min(512, PIXELS_SCORED // (shape[1] * shape[2])))
+
+
 @torch.no_grad()
-def accuracy(network: Network, examples: Examples, batch: int = 512) -> float:
+def accuracy(network: Network, examples: Examples, batch: int | None = None) -> float:
     """Share of examples whose highest score is their class, the network in evaluation mode; 0..1.
+
+    Args:
+        network: Trained.
+        examples: Images and labels.
+        batch: Images at a time; ``scored_at_once`` if absent.
 
     Raises:
         UserError: Scores are not finite, so that there is no highest one.
@@ -343,10 +365,11 @@ def accuracy(network: Network, examples: Examples, batch: int = 512) -> float:
     network.eval()
     right = torch.zeros((), dtype=torch.int64, device=examples.labels.device)
     finite = torch.ones((), dtype=torch.bool, device=right.device)
-    order = torch.arange(len(examples), device=examples.labels.device).split(batch)
+    order = torch.arange(len(examples), device=examples.labels.device)
+    batches = order.split(batch or scored_at_once(examples.images(order[:1]).shape[1:]))
     if isinstance(examples, ReadAhead):
-        examples.expect(order)
-    for index in order:
+        examples.expect(batches)
+    for index in batches:
         scores = network(examples.images(index))
         right += (scores.argmax(1) == examples.labels[index]).sum()
         finite &= scores.isfinite().all()

@@ -77,7 +77,7 @@ class ConvNet(Network):
                     height, columns = height // 2, columns // 2
             self.blocks = nn.Sequential(*blocks)
             self.classifier = nn.Linear(width * height * columns, classes)
-        self.to_empty(device="cpu")
+        self.allocate_()
 
     def features(self, images: Tensor) -> Tensor:
         """The flattened output of the last block: (n, C, H, W) -> (n, width * h * w)."""

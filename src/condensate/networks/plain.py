@@ -25,7 +25,7 @@ class MLP(Network):
                 nn.Linear(shape[0] * shape[1] * shape[2], width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()
             )
             self.classifier = nn.Linear(width, classes)
-        self.to_empty(device="cpu")
+        self.allocate_()
 
     def features(self, images: Tensor) -> Tensor:
         """The second hidden layer: (n, C, H, W) -> (n, width)."""
@@ -68,7 +68,7 @@ class LeNet(Network):
             )
             self.hidden = nn.Sequential(nn.Linear(16 * height * columns, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU())
             self.classifier = nn.Linear(84, classes)
-        self.to_empty(device="cpu")
+        self.allocate_()
 
     def features(self, images: Tensor) -> Tensor:
         """The last hidden layer: (n, C, H, W) -> (n, 84)."""
@@ -110,7 +110,7 @@ class AlexNet(Network):
                 channels = width
             self.convolutions = nn.Sequential(*layers)
             self.classifier = nn.Linear(channels * height * columns, classes)
-        self.to_empty(device="cpu")
+        self.allocate_()
 
     def features(self, images: Tensor) -> Tensor:
         """The flattened last maps: (n, C, H, W) -> (n, 192 * h * w)."""

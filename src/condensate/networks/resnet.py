@@ -53,7 +53,7 @@ class ResNet18(Network):
             self.blocks = nn.Sequential(*blocks)
             self.pool = nn.AdaptiveAvgPool2d(1) if pooling == "stride" else nn.Identity()
             self.classifier = nn.Linear(maps[0] * (1 if pooling == "stride" else maps[1] * maps[2]), classes)
-        self.to_empty(device="cpu")
+        self.allocate_()
 
     def features(self, images: Tensor) -> Tensor:
         """The last maps, averaged or flattened: (n, C, H, W) -> (n, 512), with "avg" (n, 512 * h * w)."""

@@ -38,7 +38,7 @@ class VGG11(Network):
                 height, columns = (height + 1) // 2, (columns + 1) // 2
             self.convolutions = nn.Sequential(*layers)
             self.classifier = nn.Linear(channels * height * columns, classes)
-        self.to_empty(device="cpu")
+        self.allocate_()
 
     def features(self, images: Tensor) -> Tensor:
         """The flattened last maps: (n, C, H, W) -> (n, 512 * h * w)."""

@@ -42,7 +42,7 @@ class ViT(Network):
             self.blocks = nn.Sequential(*(TransformerBlock(width, heads) for _ in range(depth)))
             self.norm = nn.LayerNorm(width)
             self.classifier = nn.Linear(width, classes)
-        self.to_empty(device="cpu")
+        self.allocate_()
 
     @torch.no_grad()
     def reset_(self, generator: torch.Generator) -> None:

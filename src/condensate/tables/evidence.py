@@ -7,7 +7,7 @@ from statistics import mean
 
 from condensate.errors import UserError
 from condensate.recipe import Recipe, Values
-from condensate.records import read_json
+from condensate.records import fraction, read_json
 from condensate.rows import FULL
 from condensate.studies.continual import difference, spread
 from condensate.tables.layout import Cell
@@ -35,7 +35,7 @@ def read(results: Path, cell: Cell) -> Values | None:
     expected: Values = {"recipe": cell.recipe, "smoke": False}
     if "rows" not in found:  # a study has its class orders, one seed for all of them
         expected |= {"row": cell.row or cell.recipe, "seed": cell.seed}
-        expected |= {"fraction": cell.profile.fraction if recipe.condense.episodes else None}
+        expected |= {"fraction": fraction(recipe)}
         networks = [(scored["epochs"], len(scored["accuracies"])) for scored in found.get("evaluation", [])]
         epochs = recipe.evaluate.epochs_full if cell.row == FULL else recipe.evaluate.epochs
         if not networks or set(networks) != {(epochs, recipe.evaluate.repeats)}:
