@@ -1,6 +1,10 @@
 """Every way from data to scores on a GPU that is pretended: all of it in one place, and no episode waits for it."""
 
+import gc
 import io
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -29,6 +33,7 @@ from condensate.sheets import resolve
 from condensate.studies import continual, privacy
 from condensate.training import Augmentation
 from tests.pretended import Generator, pretended_gpu
+from tests.recorded import Recorded, recorder
 
 DEVICE = torch.device("cuda")
 TINY: Values = {
@@ -190,7 +195,7 @@ def test_train_networks__on_a_pretended_gpu__no_epoch_waits(monkeypatch, togethe
 def test_train_networks__on_a_pretended_gpu__recorded_steps_train_as_others(monkeypatch, together: int):
     """Of two sizes of batches, and past the fall of the learning rate."""
     trained = []
-    for least in (16, 10**9):
+    for least in (8, 10**9):
         monkeypatch.setattr("condensate.training.STEPS_RECORDED", least)
         with pretended_gpu():
             data = assemble.image_data(resolve("digits-dm"), DEVICE)
@@ -208,13 +213,58 @@ def test_train_networks__on_a_pretended_gpu__recorded_steps_train_as_others(monk
     assert all(torch.equal(one, other) for one, other in zip(*trained, strict=True))
 
 
+@contextmanager
+def watched(monkeypatch) -> Iterator[list[weakref.ref[Recorded]]]:
+    """What is recorded on a pretended GPU; the garbage collector takes none of it."""
+    made: list[weakref.ref[Recorded]] = []
+
+    def recorder_of(device):
+        def record(work, generators):
+            recorded = recorder(device)(work, generators)
+            made.append(weakref.ref(recorded))
+            return recorded
+
+        return record
+
+    with pretended_gpu():
+        monkeypatch.setattr("condensate.recording.cuda_recorder", recorder_of)
+        gc.collect()
+        gc.disable()
+        try:
+            yield made
+        finally:
+            gc.enable()
+
+
+@pytest.mark.parametrize(("batch", "least", "times"), [(256, 8, 4), (32, 20, 2), (256, 11, 0)])
+def test_fit__records_sizes_that_come_often_and_lets_go_of_them(monkeypatch, batch: int, least: int, times: int):
+    """At each of two rates. A graph that the garbage collector frees while another one is recorded ends that."""
+    monkeypatch.setattr("condensate.training.STEPS_RECORDED", least)
+    with watched(monkeypatch) as made:
+        data = assemble.image_data(resolve("digits-dm"), DEVICE)
+        few = data.train.subset(torch.arange(300, device=DEVICE))
+        network = build_network("convnet", data.shape, 10, Streams(0)("network"), width=4, depth=1).to(DEVICE)
+        fit(network, few, epochs=10, generator=Streams(0, DEVICE)("order"), augment=Augment(), batch=batch)
+        assert [recorded() for recorded in made] == [None] * times
+
+
+def test_condense__lets_go_of_what_was_recorded(monkeypatch):
+    recipe = resolve("digits-lodm", TINY)
+    with watched(monkeypatch) as made:
+        data = assemble.image_data(recipe, DEVICE)
+        synthetic = assemble.start(recipe, data, Streams(0, DEVICE))
+        objective = assemble.objective(recipe, data, Compute(), Streams(0, DEVICE))
+        condense(synthetic, objective, episodes=5, lr=0.1)
+        assert [recorded() for recorded in made] == [None]
+
+
 def test_nothing_is_recorded__of_what_the_host_draws(monkeypatch):
     """Streams on the CPU, images on the GPU: a recording would hold the numbers of one episode for all."""
 
     def refuse(device):
         raise AssertionError("nothing is to be recorded")
 
-    monkeypatch.setattr("condensate.training.STEPS_RECORDED", 16)
+    monkeypatch.setattr("condensate.training.STEPS_RECORDED", 8)
     recipe = resolve("digits-lodm", TINY)
     with pretended_gpu():
         monkeypatch.setattr("condensate.recording.cuda_recorder", refuse)
@@ -232,7 +282,7 @@ def test_nothing_is_recorded__of_what_reads_on_the_host(monkeypatch, examples: s
     def refuse(device):
         raise AssertionError("nothing is to be recorded")
 
-    monkeypatch.setattr("condensate.training.STEPS_RECORDED", 16)
+    monkeypatch.setattr("condensate.training.STEPS_RECORDED", 8)
     with pretended_gpu():
         monkeypatch.setattr("condensate.recording.cuda_recorder", refuse)
         data = assemble.image_data(resolve("digits-lodm", TINY), DEVICE)

@@ -3,8 +3,14 @@
 import pytest
 import torch
 
-from condensate.recording import BEFORE, Repeated
+from condensate import recording
+from condensate.recording import BEFORE, Repeated, reason
 from tests.recorded import recorder
+
+
+@pytest.fixture(autouse=True)
+def nothing_refused(monkeypatch):
+    monkeypatch.setattr(recording, "REFUSED", set())
 
 
 def drawing(generators: list[torch.Generator], total: torch.Tensor, asked: list[int]):
@@ -68,6 +74,36 @@ def test_repeated__that_cannot_be_recorded__is_done_as_it_is_and_says_so():
     assert len(told) == 1
     assert generators[0] is not spoilt[0]
     assert all(torch.equal(one, other) for one, other in zip(plain, given, strict=True))
+
+
+def test_repeated__that_cannot_be_recorded__nor_can_the_like_of_it():
+    """For memory of a recording that failed may be lost, and networks are trained by the thousand."""
+    tried = []
+
+    def failing(device):
+        tried.append(device)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    plain, _ = made(5)
+    with pytest.warns(UserWarning, match="cannot be recorded"):
+        made(5, failing)
+    for _ in range(3):  # and does not say so again
+        given, _ = made(5, failing)
+        assert all(torch.equal(one, other) for one, other in zip(plain, given, strict=True))
+    assert len(tried) == 1
+    other = Repeated(lambda given: given + 1, [], recorder)
+    assert float([other(torch.ones(1)) for _ in range(BEFORE + 2)][-1]) == 2
+    assert len(other._recorded) == 1
+
+
+def test_reason__is_what_ended_the_work__not_what_came_of_it():
+    with pytest.raises(RuntimeError) as told:  # noqa: PT012
+        try:
+            raise ValueError("a number was read")
+        finally:
+            raise RuntimeError("the recording is invalid")
+    assert reason(told.value) == "a number was read"
+    assert reason(RuntimeError("itself")) == "itself"
 
 
 def test_repeated__each_recording__has_a_recorder_of_its_own():

@@ -108,6 +108,8 @@ def condense(
         schedules = SCHEDULES[schedule]
         _optimise(synthetic, matched, rates, episodes, momentum, schedules, start, velocity or {}, after, ranks)
     finally:
+        if isinstance(matched, Replayed):
+            matched.forget()
         synthetic.labels.requires_grad_(False)
         synthetic.labels.grad = None
 

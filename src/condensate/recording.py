@@ -1,7 +1,10 @@
 """Work that a GPU records once and replays: the host launches one graph in place of hundreds of kernels."""
 
+import gc
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -9,6 +12,10 @@ from torch import Tensor
 
 # Times that work is done as it is before: in the first programs are compiled, in both libraries choose their kernels.
 BEFORE = 2
+
+
+# Kinds of work, by where they are written, that could not be recorded in this process.
+REFUSED: set[tuple[str, str]] = set()
 
 
 class Recording(Protocol):
@@ -21,19 +28,42 @@ class Recording(Protocol):
 Recorder = Callable[[Callable[[], None], Sequence[torch.Generator]], Recording]
 
 
+# The last release in which a graph must be told of the generators it draws from; later ones find them.
+REGISTERS = (2, 13)
+
+
+@cache
+def _recorded_on(device: torch.device) -> torch.cuda.Stream:
+    """The stream of a device on which work is recorded; the library's own is of the device that recorded first."""
+    return torch.cuda.Stream(device)
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """No garbage is collected: a graph that is freed while another one is recorded ends the recording."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def cuda_recorder(device: torch.device) -> Recorder:
     """Records work on a GPU as CUDA graphs, which share their memory and are replayed in the order of recording."""
     with torch.cuda.device(device):
         pool: Any = torch.cuda.graph_pool_handle()
+    release = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
     def record(work: Callable[[], None], generators: Sequence[torch.Generator]) -> Recording:
-        graph: Any = torch.cuda.CUDAGraph()
-        for generator in generators:
-            graph.register_generator_state(generator)
-        with torch.cuda.device(device):
+        with torch.cuda.device(device), _nothing_collected():
+            graph: Any = torch.cuda.CUDAGraph()
+            for generator in generators if release <= REGISTERS else ():
+                graph.register_generator_state(generator)
             usual = torch.cuda.current_stream()
             try:
-                with torch.cuda.graph(graph, pool=pool):
+                with torch.cuda.graph(graph, pool=pool, stream=_recorded_on(device)):
                     work()
             finally:
                 torch.cuda.set_stream(usual)  # a recording that fails does not leave its own
@@ -43,11 +73,17 @@ def cuda_recorder(device: torch.device) -> Recorder:
     return record
 
 
+def reason(error: BaseException) -> str:
+    """Why a recording failed: what ended the work, where the end of the recording failed for it."""
+    return str(error.__context__ or error)
+
+
 class Repeated:
     """Work on a GPU that is asked for again and again: recorded in the third time, replayed from there on.
 
     It must ask the same of the GPU each time, but for what it is given and what the generators give, and read nothing
-    on the host. Where it cannot be recorded it is done as it is. Of every shape that is given there is a recording of
+    on the host. Where it cannot be recorded it is done as it is, and so is the like of it from then on, for a recording
+    that fails may keep its memory. Of every shape that is given there is a recording of
     its own. What the work gives is good until it is done the next time.
 
     Args:
@@ -66,13 +102,13 @@ class Repeated:
         self.work, self.generators, self.recorder = work, generators, recorder or cuda_recorder
         self._done: dict[torch.Size, int] = {}  # how often, by shape
         self._recorded: dict[torch.Size, tuple[Recording, Tensor, Tensor]] = {}  # with what is given and what it gives
-        self._refused = False
+        self._kind = work.__module__, work.__qualname__
 
     def __call__(self, given: Tensor) -> Tensor:
         """Do it."""
         shape = given.shape
         self._done[shape] = self._done.get(shape, 0) + 1
-        if self._refused or self._done[shape] <= BEFORE:
+        if self._kind in REFUSED or self._done[shape] <= BEFORE:
             return self.work(given)
         if shape not in self._recorded and not self._record(given):
             return self.work(given)
@@ -88,16 +124,19 @@ class Repeated:
         try:  # memory of its own: it may not be taken for another recording once all in it are forgotten
             recording = self.recorder(given.device)(lambda: made.append(self.work(held)), self.generators)
         except RuntimeError as error:
-            self._refused = True
+            REFUSED.add(self._kind)
             self.generators[:] = [
                 torch.Generator(generator.device).set_state(state)
                 for generator, state in zip(self.generators, states, strict=True)
             ]
-            warnings.warn(f"this cannot be recorded, so kernels are launched one by one: {error}", stacklevel=4)
+            warnings.warn(f"this cannot be recorded, so kernels are launched one by one: {reason(error)}", stacklevel=4)
             return False
         self._recorded[given.shape] = recording, held, made[0]
         return True
 
     def anew(self) -> None:
-        """Forget what was recorded, for the host decided something else."""
+        """Forget what was recorded, for the host decided something else, or it is not wanted any more.
+
+        Not left to the garbage collector: that may free a graph while another one is recorded, which ends that.
+        """
         self._recorded.clear()

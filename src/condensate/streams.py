@@ -73,6 +73,8 @@ class HeldStreams:
         if self.recording:
             if place in self._asked:
                 raise RuntimeError(f"{names} is drawn from twice in an episode, which cannot be recorded")
+            if place not in self.generators:
+                raise RuntimeError(f"{names} was not drawn from in the episodes before, so this one is another one")
             self._asked.add(place)
             return self.generators[place]
         if place not in self.generators:

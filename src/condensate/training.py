@@ -16,7 +16,8 @@ from condensate.errors import UserError
 from condensate.networks import Network
 from condensate.recording import Repeated
 
-STEPS_RECORDED = 100  # a training on a GPU of fewer does not record a step to replay it: that takes some thirty
+# Of batches of a size; a training on a GPU of fewer does not record a step to replay it: that takes some thirty.
+STEPS_RECORDED = 100
 
 
 class Examples(Protocol):
@@ -225,34 +226,40 @@ def fit(
         return value.detach()
 
     drawn_there = all(own.device.type == "cuda" for own in generators)  # else the host brings what it draws
-    alike = drawn_there and _recordable(examples, replay, epochs * len(sizes))
-    recorded = Repeated(step, generators) if alike else None
-    for epoch in range(_restored(before, network, optimizer, generators) if before else 0, epochs):
-        network.train()
-        rate = lr * 0.1 if drop and epoch >= epochs // 2 else lr
-        if recorded and rate != optimizer.param_groups[0]["lr"]:
+    often = {size * len(generators) for size in sizes if epochs * sizes.count(size) >= STEPS_RECORDED}
+    recorded = Repeated(step, generators) if often and drawn_there and _recordable(examples, replay) else None
+    try:
+        for epoch in range(_restored(before, network, optimizer, generators) if before else 0, epochs):
+            network.train()
+            rate = lr * 0.1 if drop and epoch >= epochs // 2 else lr
+            if recorded and rate != optimizer.param_groups[0]["lr"]:
+                optimizer.zero_grad()  # gradients lie in the recording's memory
+                recorded.anew()
+            optimizer.param_groups[0]["lr"] = rate
+            orders = [torch.randperm(len(examples), generator=own, device=own.device) for own in generators]
+            batches = [torch.cat(indices) for indices in zip(*(order.split(sizes) for order in orders), strict=True)]
+            if isinstance(examples, ReadAhead):
+                examples.expect(batches)
+            for index in batches:
+                value = recorded(index) if recorded and len(index) in often else step(index)
+            if after_epoch:
+                after_epoch(epoch)
+            if bookmark and epoch + 1 < epochs:
+                bookmark.put(partial(_state, network, optimizer, generators, epoch + 1))
+        finite = [value.isfinite(), *(p.isfinite().all() for p in network.parameters())] if epochs else []
+    finally:
+        optimizer.zero_grad()
+        if recorded:
             recorded.anew()
-        optimizer.param_groups[0]["lr"] = rate
-        orders = [torch.randperm(len(examples), generator=own, device=own.device) for own in generators]
-        batches = [torch.cat(indices) for indices in zip(*(order.split(sizes) for order in orders), strict=True)]
-        if isinstance(examples, ReadAhead):
-            examples.expect(batches)
-        for index in batches:
-            value = recorded(index) if recorded else step(index)
-        if after_epoch:
-            after_epoch(epoch)
-        if bookmark and epoch + 1 < epochs:
-            bookmark.put(partial(_state, network, optimizer, generators, epoch + 1))
-    optimizer.zero_grad()
-    if epochs and not bool(value.isfinite() & torch.stack([p.isfinite().all() for p in network.parameters()]).all()):
+    if finite and not bool(torch.stack(finite).all()):
         raise UserError(f"training a network diverged at learning rate {lr:g}; try a smaller one")
 
 
-def _recordable(examples: Examples, replay: Examples | None, steps: int) -> bool:
-    """Whether a training step is the same work on a GPU every time, and there are steps enough to record one."""
+def _recordable(examples: Examples, replay: Examples | None) -> bool:
+    """Whether a training step is the same work on a GPU every time."""
     read = [examples] if replay is None else [examples, replay]
     held = all(isinstance(part, Held) or (isinstance(part, ReadAhead) and part.in_memory) for part in read)
-    return examples.labels.device.type == "cuda" and held and steps >= STEPS_RECORDED
+    return examples.labels.device.type == "cuda" and held
 
 
 def _add_gradient(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from condensate import recording
 from condensate.objectives.base import Objective
-from condensate.recording import BEFORE, Recorder, Recording
+from condensate.recording import BEFORE, Recorder, Recording, reason
 from condensate.streams import HeldStreams
 from condensate.synthetic import SyntheticDataset
 
@@ -65,6 +65,10 @@ class Replayed:
                 tensor.grad = gradient.clone() if tensor.grad is None else tensor.grad + gradient
             yield part.loss.clone()
 
+    def forget(self) -> None:
+        """Give the memory of what was recorded back, at once; see ``Repeated.anew``."""
+        self._of, self._before, self._parts = None, 0, None
+
     def _as_it_is(self, synthetic: SyntheticDataset, number: int) -> Iterator[Tensor]:
         self._yields = 0
         for loss in self.objective.episode(synthetic, number):
@@ -92,7 +96,9 @@ class Replayed:
         except RuntimeError as error:
             self._refused = True
             self.streams.generators.clear()  # which are spoilt by a recording that fails
-            warnings.warn(f"no episode can be recorded, so kernels are launched one by one: {error}", stacklevel=4)
+            warnings.warn(
+                f"no episode can be recorded, so kernels are launched one by one: {reason(error)}", stacklevel=4
+            )
             return None
         finally:
             episode.close()  # type: ignore[attr-defined]
