@@ -1,4 +1,4 @@
-"""What was measured, kept as evidence and shown in docs/performance.md: python -m benchmarks.pages.
+"""What was measured, kept as evidence and shown in the docs, and what is worked out: python -m benchmarks.pages.
 
 Reports of ``python -m benchmarks --json`` named on the command line are added to the evidence of their device first.
 """
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import scaling
 from benchmarks.measure import AROUND, KINDS
 from condensate.atomic import replacing
 from condensate.console import size
@@ -17,7 +18,7 @@ from condensate.console import size
 Row = dict[str, Any]
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "performance.md"
+PAGES = ROOT / "docs" / "performance.md", ROOT / "docs" / "scale.md"
 EVIDENCE = ROOT / "docs" / "evidence"
 MARKED = re.compile(r"(<!-- benchmark: (?P<what>[a-z0-9-]+) -->\n)(.*?)(<!-- end of benchmark -->)", re.DOTALL)
 STEPS = ("work", "way", "seconds", "min .. max", "times faster", "of the product rate", "of the copy rate", "memory")
@@ -124,7 +125,7 @@ def profiled(rows: Sequence[Row]) -> list[Sequence[str]]:
 
 
 def tables(folder: Path = EVIDENCE) -> dict[str, str]:
-    """Markdown by the name in a marker, all from the evidence: a kind of machine, its profile and its plan."""
+    """Markdown by the name in a marker: from the evidence a kind of machine, its profile and its plan; scaling."""
     found = {}
     for machine in KINDS_OF_MACHINE:
         file = folder / f"benchmark-{machine}.json"
@@ -135,7 +136,7 @@ def tables(folder: Path = EVIDENCE) -> dict[str, str]:
         found[machine] = f"{_markdown([*steps(rows), *unmeasured])}\n{told}"
         for what, lines in (("profile", profiled(rows)), ("plan", planned(rows))):
             found[f"{machine}-{what}"] = _markdown(lines) if lines[1:] else NOT_MEASURED
-    return found
+    return found | {"scaling": _markdown(scaling.table())}
 
 
 def _told(held: Row) -> str:
@@ -168,4 +169,5 @@ def _markdown(lines: Sequence[Sequence[str]]) -> str:
 if __name__ == "__main__":
     for given in sys.argv[1:]:
         add(json.loads(Path(given).read_text()))
-    PAGE.write_text(insert(PAGE.read_text(), tables()))
+    for page in PAGES:
+        page.write_text(insert(page.read_text(), tables()))

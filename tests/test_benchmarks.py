@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import __main__ as program
-from benchmarks import pages, plans, published, works
+from benchmarks import pages, plans, published, scaling, works
 from benchmarks.measure import AROUND, KINDS, Way, Work, measure, peak_bytes, resident, shares, warm
 from benchmarks.works import QUICK, WORKS, Bench
 from condensate import Augment, Compute, ImageData, Streams, build_network
@@ -185,12 +185,23 @@ def test_program__shares_are_of_the_rates_beside(bench: Bench, monkeypatch: pyte
     assert all(row["share_of_matrix_rate"] is None for row in others)
 
 
-def test_pages__performance_md__holds_what_the_evidence_says():
-    text = pages.PAGE.read_text()
-    marked = [found["what"] for found in pages.MARKED.finditer(text)]
-    assert len(marked) == text.count("<!-- benchmark: ")
-    assert set(marked) >= {*pages.KINDS_OF_MACHINE, "cpu-profile", "cpu-plan"}
-    assert pages.insert(text, pages.tables()) == text, "renew it: python -m benchmarks.pages"
+def test_pages__hold_what_the_evidence_says():
+    marked = []
+    for page in pages.PAGES:
+        text = page.read_text()
+        marked += [found["what"] for found in pages.MARKED.finditer(text)]
+        assert len(pages.MARKED.findall(text)) == text.count("<!-- benchmark: ")
+        assert pages.insert(text, pages.tables()) == text, "renew it: python -m benchmarks.pages"
+    assert set(marked) >= {*pages.KINDS_OF_MACHINE, "cpu-profile", "cpu-plan", "scaling"}
+
+
+def test_scaling__is_the_formula_of_the_page():
+    model = scaling.Model(64, 4)
+    assert (model.images, model.passes, model.budget) == (400, 2, 1000 * 50 * 4 * 3 * 64 * 64)
+    work = model.forward * (1000 * 256 + 2 * 1000 * 400)
+    assert model.computing(64) == pytest.approx(16 / 1000 * work / 50e12)
+    assert model.summing(8, 5e9) == pytest.approx(2 * 7 / 8 * model.budget / 5e9)
+    assert model.summing(1, 5e9) == 0
 
 
 @pytest.mark.parametrize("file", sorted(pages.EVIDENCE.glob("benchmark-c*.json")), ids=lambda file: file.stem)
