@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -34,9 +35,7 @@ class Model:
     @property
     def forward(self) -> float:
         """Operations of one image's way through the network, F."""
-        shape = (3, self.side, self.side)
-        network = build_network("convnet", shape, CLASSES, Streams(0)("paper"), width=128, depth=self.depth)
-        return forward_operations(network, shape)
+        return _forward(self.side, self.depth)
 
     @property
     def budget(self) -> int:
@@ -67,6 +66,13 @@ class Model:
     def summing(self, gpus: int, bandwidth: float) -> float:
         """Seconds of a ring."""
         return 2 * (gpus - 1) / gpus * self.budget / bandwidth
+
+
+@cache
+def _forward(side: int, depth: int) -> float:
+    shape = (3, side, side)
+    network = build_network("convnet", shape, CLASSES, Streams(0)("paper"), width=128, depth=depth)
+    return forward_operations(network, shape)
 
 
 def table(models: Sequence[Model] = (Model(64, 4), Model(128, 5))) -> list[Sequence[str]]:

@@ -7,7 +7,7 @@ import torch
 
 from condensate import Compute, UserError
 from condensate.compute import WORTH_COMPILING, ComputeOptions, can_compile, has_bfloat16, lacking, parts
-from condensate.settling import check_training, settle_training
+from condensate.settling import check_training, settle_training, why_training_compiled
 from condensate.sheets import resolve
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -116,6 +116,20 @@ def test_settled__scoring_that_cannot_be_compiled__refused_before_a_run_condense
     with pytest.raises(UserError, match=r"compile is always.*--evaluate.compile never for scoring"):
         check_training(resolve("digits-dm").with_values(evaluate={"compile": "always"}), CPU)
     check_training(resolve("digits-dm"), CPU)
+
+
+@pytest.mark.parametrize(
+    ("compilers", "images", "said"),
+    [(("g++",), 800, "compiled: the work"), ((), 800, "not compiled, which takes"), (("g++",), 1, None)],
+)
+def test_why_training_compiled__says_what_auto_decides_but_of_short_work(
+    machine: Any, compilers: tuple[str, ...], images: int, said: str | None
+):
+    machine(compilers)
+    found = why_training_compiled(resolve("cifar10-dm-ipc1"), (3, 32, 32), 10, images, CPU)
+    assert found is None if said is None else str(found).startswith(said)
+    asked = resolve("cifar10-dm-ipc1").with_values(evaluate={"compile": "never"})
+    assert why_training_compiled(asked, (3, 32, 32), 10, images, CPU) is None
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,9 @@ class Row:
             chosen = settling.settle_training(self.recipe, shape, classes, images, device, full=full).evaluate
             way = {"compile": chosen.compile, "precision": chosen.precision, "together": chosen.together}
             write_json(self.way, way)
+            why = settling.why_training_compiled(self.recipe, shape, classes, images, device, full=full)
+            if why:
+                self.session.display.say(f"{self.name}: training to score is {why}")
         return dict(read_json(self.way))
 
     def kept(self) -> dict[str, list[float]]:

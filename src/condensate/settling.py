@@ -5,7 +5,7 @@ import os
 import torch
 
 from condensate.assemble import networks_of
-from condensate.compute import PRECISIONS, Compute, ComputeOptions
+from condensate.compute import PRECISIONS, WORTH_COMPILING, Compute, ComputeOptions
 from condensate.errors import UserError
 from condensate.networks import NETWORKS, forward_operations
 from condensate.objectives import OBJECTIVES
@@ -50,15 +50,31 @@ def settle_training(
     Compilation is weighed by the work of the first kind of network that scores.
     """
     options = recipe.evaluate
-    (_, registered, keywords), *_ = networks_of(recipe, shape, classes)
-    passes = options.repeats * (options.epochs_full if full else options.epochs) * images
-    work = 3 * passes * forward_operations(NETWORKS[registered](shape, classes, **keywords), shape)
+    work = _training_operations(recipe, shape, classes, images, full)
     resolved = ComputeOptions(options.compile, options.precision).resolve(device, work)
     together = options.together
     if together is None:
         at_a_time = FILLS_A_GPU * 32 * 32 // (min(images, TRAINING_BATCH) * shape[1] * shape[2])
         together = 1 if device.type == "cpu" else min(options.repeats, max(1, at_a_time))
     return recipe.with_values(evaluate={**_settled(resolved), "together": together})
+
+
+def why_training_compiled(
+    recipe: Recipe, shape: Shape, classes: int, images: int, device: torch.device, *, full: bool = False
+) -> str | None:
+    """What ``settle_training`` chooses and why; None where the recipe says it, or there is little to train."""
+    work = _training_operations(recipe, shape, classes, images, full)
+    if work < WORTH_COMPILING[device.type]:
+        return None
+    return ComputeOptions(recipe.evaluate.compile, recipe.evaluate.precision).why(device, work)
+
+
+def _training_operations(recipe: Recipe, shape: Shape, classes: int, images: int, full: bool) -> float:
+    """Floating-point operations of all networks of the first kind that scores."""
+    options = recipe.evaluate
+    (_, registered, keywords), *_ = networks_of(recipe, shape, classes)
+    passes = options.repeats * (options.epochs_full if full else options.epochs) * images
+    return 3 * passes * forward_operations(NETWORKS[registered](shape, classes, **keywords), shape)
 
 
 def check_training(recipe: Recipe, device: torch.device) -> None:
