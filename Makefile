@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 .PHONY: demo test test-slow check format bench digits clean
 
-demo: $(READY)  ## condense the bundled digits, compare, and show the table (about a minute)
+demo: $(READY)  ## condense the bundled digits, compare, and show the table (two to six minutes)
 	$(BIN)/condensate run digits-lodm
 
 test: $(READY)  ## the fast tests, two at a time

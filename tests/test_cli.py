@@ -10,7 +10,18 @@ import pytest
 import torch
 from PIL import Image
 
-from condensate import LowRank, Streams, SyntheticDataset, __version__, class_major, cli, load, load_data, scoring
+from condensate import (
+    DistributionMatching,
+    LowRank,
+    Streams,
+    SyntheticDataset,
+    __version__,
+    class_major,
+    cli,
+    load,
+    load_data,
+    scoring,
+)
 from condensate.cli import main
 from condensate.commands import Command
 from condensate.condensing import Condensation
@@ -298,10 +309,47 @@ def test_own_folder__condensed_in_one_call(capsys, tmp_path):
     folder_of_images(tmp_path / "photos")
     changes = ["--network.width", "8", "--condense.episodes", "1", "--evaluate.epochs", "1", "--evaluate.repeats", "1"]
     assert (
-        main(["run", "folder-lodm-ipc1", "--data.path", "photos", *changes, "--network.depth", "2", "--compare", "[]"])
+        main(
+            ["run", "folder-lodm-ipc1", "--data.path", "photos", *changes, "--network.depth", "2", "--compare", "null"]
+        )
         == 0
     )
     assert "sampled with replacement" in capsys.readouterr().err
+    assert main(["evaluate", "runs/folder-lodm-ipc1/001", "--evaluate.epochs", "1", "--evaluate.repeats", "1"]) == 0
+    assert "row full" not in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("default")
+def test_own_folder__more_images_asked_for_than_there_are__plan_says_so_too(capsys, tmp_path):
+    folder_of_images(tmp_path / "photos")
+    assert main(["plan", "folder-lodm-ipc10", "--data.path", "photos", "--network.width", "4"]) == 0
+    assert "only 8 are there to condense" in capsys.readouterr().err
+
+
+def test_mistake__a_class_named_as_the_data_set(capsys, tmp_path):
+    folder_of_images(tmp_path / "photos")
+    said = fails(capsys, "run", "folder-lodm-ipc1", "--data.path", "photos/train/ant")
+    assert f"is it a class, and {tmp_path / 'photos/train'} the data set?" in said
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "said"), [(1, "goes on after 2 of 3"), (500, "begins anew, for it was stopped")]
+)
+def test_run__interrupted__says_how_to_go_on_and_where_it_does(capsys, monkeypatch, checkpoint, said):
+    original = DistributionMatching.episode
+
+    def stop(self, synthetic, number):
+        if number == 2:
+            raise KeyboardInterrupt
+        return original(self, synthetic, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DistributionMatching, "episode", stop)
+        keys = ["--condense.episodes", "3", "--condense.checkpoint", str(checkpoint)]
+        assert main(["run", "digits-lodm", *QUICK, *keys, "--out", "here"]) == 130
+    assert "condensate: interrupted; go on with it: condensate run --resume here" in capsys.readouterr().err
+    assert main(["run", "--resume", "here"]) == 0
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -344,7 +392,12 @@ def test_own_folder__condensed_in_one_call(capsys, tmp_path):
         (["run", "mnist-dsa-ipc1", "--augment.ops", "[]", "--smoke"], "DSA matches augmented images, but augment.ops"),
         (["run", "digits-lodm", "--compare", "[fll]"], "unknown row to compare with 'fll'; did you mean 'full'"),
         (["run", "cifar10-dm-ipc1", "--data.path", "nowhere"], "nowhere"),
-        (["run", "digits-lodm", "--condense.lr", ".nan"], "finite lr > 0"),
+        (["run", "digits-lodm", "--condense.lr", ".nan"], "condense.lr must be above 0 and finite, got nan"),
+        (["run", "digits-lodm", "--condense.checkpoint", "0"], "condense.checkpoint must be at least 1, got 0"),
+        (["run", "digits-lodm", "--budget.ipc", "0"], "--budget.ipc must be at least 1, got 0"),
+        (["run", "digits-lodm", "--evaluate.epochs", "0"], "evaluate.epochs must be at least 1, got 0"),
+        (["run", "digits-lodm", "--evaluate.networks", "[]"], "evaluate.networks names none"),
+        (["plan", "folder-lodm-ipc1"], "say which with --data.path DIR"),
         (["run", "digits-lodm", "--condense.momentum", "null"], "condense.momentum must have a value, got null"),
         (["run", "digits-lodm", "--seed", "null"], "seed must have a value, got null"),
         (["run", "digits-lodm", "--evaluate.lr", "-1"], "evaluate.lr must be above 0"),

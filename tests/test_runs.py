@@ -220,6 +220,11 @@ def test_check_free__in_use__refused(tmp_path):
     runs.check_free(tmp_path / "new")
     runs.check_free(tmp_path)
     (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file is in use: it is a file; name a folder"):
+        runs.check_free(tmp_path / "file")
+    with pytest.raises(UserError, match="is in use: it holds other files, and no run; name a new"):
+        runs.check_free(tmp_path)
+    (tmp_path / "environment.json").touch()
     with pytest.raises(UserError, match="is in use; name another, or go on with the run in it: --resume"):
         runs.check_free(tmp_path)
 

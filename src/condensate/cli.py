@@ -71,12 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         asked = re.search(r"ried to allocate (\S+ \S+[^\s.])", str(error))
         _tell(ranks, f"there is not enough memory{f' for {asked[1]} more' if asked else ''}; {LESS_MEMORY}")
         return 2
-    except Terminated:
-        print("condensate: terminated", file=sys.stderr)
-        return 143
-    except KeyboardInterrupt:
-        print("condensate: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        ended = isinstance(error, Terminated)
+        how = "; ".join(["terminated" if ended else "interrupted", *getattr(error, "__notes__", [])])
+        print(f"condensate: {how}", file=sys.stderr)
+        return 143 if ended else 130
     return 0
 
 
@@ -158,6 +157,8 @@ def _separate(given: list[str]) -> tuple[list[str], Values]:
         section, _, key = name[2:].partition(".")
         text = name in ("--data.path", "--data.name", "--experts.store", "--privacy.released") and value != "null"
         read = value if text else _value(value)
+        if name == "--compare" and read is None:  # null: with nothing
+            read = []
         held = keys.get(section)
         keys[section] = {**(held if isinstance(held, dict) else {}), key: read} if key else read
     return own, keys
@@ -167,7 +168,9 @@ def _value(text: str) -> Any:
     """A value as YAML has it; commas make a list."""
     try:
         read = yaml.safe_load(text)
-        return [yaml.safe_load(part) for part in text.split(",")] if isinstance(read, str) and "," in text else read
+        if isinstance(read, str) and "," in text:
+            return [yaml.safe_load(part) for part in text.split(",") if part.strip()]
+        return read
     except yaml.YAMLError as error:
         raise UserError(f"cannot read the value {text!r}: {' '.join(str(error).split())}") from error
 

@@ -172,6 +172,9 @@ class Condensation:
                 part, name = key.split(".", 1)
                 parts[part][name] = tensor
             synthetic.restore_(parts["stored"])
+            self.session.display.say(f"{self.title}: goes on after {start} of {self.recipe.condense.episodes} episodes")
+        elif log.is_file() and log.stat().st_size:
+            self.session.display.say(f"{self.title}: begins anew, for it was stopped before its first checkpoint")
         ranks = self.session.ranks
         if len(set(ranks.gather(start))) > 1:
             raise UserError(f"not all processes see the same {self.checkpoint}; all hosts must share its folder")

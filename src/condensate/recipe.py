@@ -47,7 +47,8 @@ class Budget:
             )
         amount = self.ipc if self.bytes is None else self.bytes
         if amount is None or amount < 1:
-            raise UserError(f"a budget must be at least 1, got {amount}")
+            key = "ipc" if self.bytes is None else "bytes"
+            raise UserError(f"--budget.{key} must be at least 1, got {amount}")
         return amount * 8 if self.bytes is not None else classes * pixel_bits(amount, shape)
 
 
@@ -75,11 +76,14 @@ class Condense:
 
     def __post_init__(self) -> None:
         """Refuse what cannot run."""
-        if self.episodes < 0 or self.checkpoint < 1 or not 0 < self.lr < math.inf or not 0 <= self.momentum < 1:
-            raise UserError(
-                f"condense needs episodes >= 0, checkpoint >= 1, a finite lr > 0 and momentum in [0, 1), "
-                f"got {self.episodes}, {self.checkpoint}, {self.lr} and {self.momentum}"
-            )
+        for key, allowed, wanted in (
+            ("episodes", self.episodes >= 0, "at least 0"),
+            ("checkpoint", self.checkpoint >= 1, "at least 1"),
+            ("lr", 0 < self.lr < math.inf, "above 0 and finite"),
+            ("momentum", 0 <= self.momentum < 1, "at least 0 and below 1"),
+        ):
+            if not allowed:
+                raise UserError(f"condense.{key} must be {wanted}, got {getattr(self, key)}")
         if not (0 <= self.lr_labels < math.inf and 0 <= self.lr_step < math.inf):
             raise UserError(
                 f"condense.lr_labels and lr_step must be finite and at least 0, got {self.lr_labels}, {self.lr_step}"
@@ -119,8 +123,11 @@ class Evaluate:
 
     def __post_init__(self) -> None:
         """Refuse what cannot run."""
-        if min(self.repeats, self.epochs, self.epochs_full) < 1 or not self.networks:
-            raise UserError("evaluate needs at least one network, repeat and epoch")
+        for key in ("repeats", "epochs", "epochs_full"):
+            if getattr(self, key) < 1:
+                raise UserError(f"evaluate.{key} must be at least 1, got {getattr(self, key)}")
+        if not self.networks:
+            raise UserError("evaluate.networks names none; name one at least, as in --evaluate.networks same")
         if self.lr is not None and not 0 < self.lr < math.inf:
             raise UserError(f"evaluate.lr must be above 0 and finite, got {self.lr}")
         if self.together is not None and self.together < 1:

@@ -1,7 +1,6 @@
 """Runs: a recipe and the rows it is compared with, in a folder."""
 
 import json
-import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,8 +39,14 @@ def new_folder(name: str, root: Path = Path("runs")) -> Path:
 
 def check_free(folder: Path) -> None:
     """Refuse an explicit output folder that has anything in it."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is in use: it is a file; name a folder with --out")
+    if (folder / "environment.json").is_file():
         raise UserError(f"{folder} is in use; name another, or go on with the run in it: --resume {folder}")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(
+            f"{folder} is in use: it holds other files, and no run; name a new or an empty folder with --out"
+        )
 
 
 def smoked(recipe: Recipe) -> Recipe:
@@ -109,7 +114,11 @@ class Run:
             self.session.ranks.once(lambda: held.enter_context(alone_in(self.folder)))
             for name, recipe in self.rows.items():
                 folder = self.folder if name == self.recipe.name else self.folder / "compare" / name
-                results[name] = Row(name, recipe, folder, self.data[name], self.session).run()
+                try:
+                    results[name] = Row(name, recipe, folder, self.data[name], self.session).run()
+                except KeyboardInterrupt as error:
+                    error.add_note(f"go on with it: condensate run --resume {self.folder}")
+                    raise
         return results
 
 
@@ -209,12 +218,8 @@ def settled(recipe: Recipe, data: ImageData, session: Session, resumed: bool) ->
     settling.check_memory(recipe, shape, classes, session.device)
     if not recipe.condense.episodes:
         return recipe
-    if images > len(data.train) and not session.smoke:
-        warnings.warn(
-            f"{recipe.name}: the budget holds {images:,} images, and only {len(data.train):,} are there to condense; "
-            "give a smaller --budget.ipc or --budget.bytes",
-            stacklevel=2,
-        )
+    if not session.smoke:
+        assemble.check_images(recipe, images, len(data.train))
     chosen = session.ranks.once(lambda: settling.settle_compute(recipe, shape, classes, images, session.device))
     why = settling.why_compiled(recipe, shape, classes, images, session.device)
     if why:

@@ -146,7 +146,9 @@ def test_parquet__bad_image_in_a_shard__names_file_and_row(tmp_path: Path):
     write(tmp_path / "train-0.parquet", [good, good, good])
     write(tmp_path / "train-1.parquet", [good, b"nothing"])
     write(tmp_path / "test.parquet", [good])
-    with pytest.raises(UserError, match=r"row 1 of .*train-1.parquet is not an image that can be read$"):
+    with pytest.raises(
+        UserError, match=r"row 1 of .*train-1.parquet is not an image that can be read; repair or remove it$"
+    ):
         load(path=str(tmp_path))
 
 
@@ -359,7 +361,7 @@ def test_folders__one_split_only__is_refused(tmp_path: Path, splits: list[str], 
 def test_folders__file_that_is_no_image__is_named(tmp_path: Path):
     folders(tmp_path)
     (tmp_path / "test" / "b" / "notes.txt").write_text("not an image")
-    with pytest.raises(UserError, match=r"test.b.notes.txt is not an image that can be read$"):
+    with pytest.raises(UserError, match=r"test.b.notes.txt is not an image that can be read; repair or remove it$"):
         load(path=str(tmp_path))
 
 

@@ -4,6 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
+import yaml
+
 from condensate import assemble
 from condensate.atomic import replacing
 from condensate.commands.base import Command, as_lists, machine_options, note, place, ranks_options
@@ -35,6 +37,7 @@ def _evaluate(options: argparse.Namespace, keys: Values) -> None:
     normalisation = {"mean": list(synthetic.mean), "std": list(synthetic.std), "zca": False}
     name, values = about.get("recipe", "artefact"), merge(about.get("values", {}), {"data": normalisation})
     _check_preprocessing(synthetic, keys.get("data", {}))
+    values = merge(values, {"data": {"path": _where(options.path)}})
     recipe = complete(name, merge(values, as_lists(keys, complete(name, values).values)))
     if synthetic.whitening is not None:  # its own is used: none is fitted to the data
         recipe = recipe.with_values(data=normalisation)
@@ -42,7 +45,8 @@ def _evaluate(options: argparse.Namespace, keys: Values) -> None:
     if data.shape != synthetic.parameterization.shape or len(data.classes) != len(synthetic.classes):
         raise UserError(
             f"the set has images {synthetic.parameterization.shape} of {len(synthetic.classes)} classes, "
-            f"the data {data.shape} of {len(data.classes)}; name the data it was made of with --data.path"
+            f"the data {data.shape} of {len(data.classes)}; name the data it was made of with --data.path, as it was "
+            "cut there: --data.size, --data.channels"
         )
     if set(data.classes) == set(synthetic.classes) and data.classes != synthetic.classes:
         raise UserError(f"the data have the set's classes in another order: {data.classes} against {synthetic.classes}")
@@ -57,6 +61,17 @@ def _evaluate(options: argparse.Namespace, keys: Values) -> None:
         with replacing(options.out) as part:
             result = {"evaluation": [as_json(each) for each in scores], "seed": recipe["seed"]}
             part.write_text(json.dumps(result | environment(device, ranks.world), indent=1) + "\n")
+
+
+def _where(path: Path) -> str | None:
+    """Where the run of a folder read its data, which the set itself does not tell."""
+    file = path / "recipe.yaml"
+    try:
+        said = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    except (yaml.YAMLError, UnicodeDecodeError):  # then --data.path has to say it
+        return None
+    data = said.get("data") if isinstance(said, dict) else None
+    return data.get("path") if isinstance(data, dict) else None
 
 
 def _check_preprocessing(synthetic: SyntheticDataset, given: Values) -> None:

@@ -10,6 +10,7 @@ from condensate.commands.base import Command, machine_options, place, positive, 
 from condensate.console import percent, show_table
 from condensate.errors import UserError
 from condensate.recipe import STUDIES, Values
+from condensate.rows import FULL
 from condensate.sessions import Session
 
 
@@ -84,7 +85,8 @@ def _show_results(title: str, results: Sequence[dict[str, Values]]) -> None:
     show_table(title, columns, rows)
     if results[0] and next(iter(results[0].values()))["smoke"]:
         print("a smoke run: it ran; the numbers mean nothing")
-    print("± is the sample standard deviation over n; row full counts its bytes as uint8")
+    full = "; row full counts its bytes as uint8" if FULL in results[0] else ""
+    print(f"± is the sample standard deviation over n{full}")
     for row, first in results[0].items():
         if "privacy" in first:
             print(_guaranteed(row, first["privacy"], len(results)))

@@ -113,7 +113,7 @@ def _unreadable(error: Exception) -> ImageError:
     from PIL import UnidentifiedImageError
 
     why = "" if isinstance(error, UnidentifiedImageError) else f": {error}"
-    return ImageError(f"is not an image that can be read{why}")
+    return ImageError(f"is not an image that can be read{why}; repair or remove it")
 
 
 class Rows:

@@ -1,6 +1,7 @@
 """Where data come from: by a name that is known here, or a folder."""
 
 from dataclasses import dataclass
+from mimetypes import guess_type
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,8 @@ def named(name: str) -> Source:
         return Source(lambda: name, lambda: name, _digits)
     if "/" in name:
         return hub.find(name)
+    if name == "folder":
+        raise UserError("the data are a folder of your own: say which with --data.path DIR")
     raise unknown("data set", name, KNOWN, "(or name a folder of your own with --data.path DIR)")
 
 
@@ -102,6 +105,10 @@ def at(folder: Path) -> Source:
         source = folders.find(folder)
     if source is None:
         there = f", but there are data sets in its folders {', '.join(inner)}" if inner else ""
+        if not inner and any((guess_type(file.name)[0] or "").startswith("image/") for file in folder.iterdir()):
+            there = (
+                f" by class, but images lie in it itself: is it a class, and {folder.resolve().parent} the data set?"
+            )
         raise UserError(
             f"no images found in {folder}{there}; --data.path expects a folder with train.parquet and test.parquet, "
             "or with train/<class>/* and test/<class>/*, or with <class>/*"
