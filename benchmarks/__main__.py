@@ -124,16 +124,13 @@ def shown(row: Row) -> list[str]:
     if not seconds:
         return [row["work"], row["way"], *[""] * 7]
 
-    def share(key: str) -> str:
-        value = row.get(key)
-        return "" if value is None else f"{100 * value:.0f} %" if value >= 0.005 else "< 0.5 %"
-
     low, high = min(seconds), max(seconds)
     faster = "" if row["times_faster"] is None else f"{row['times_faster']:.2f}"
     memory = "" if row["memory"] is None else size(row["memory"])
     return [
         row["work"], row["way"], f"{row['median']:.4g}", f"{low:.4g} .. {high:.4g}", faster,
-        share("share_of_matrix_rate"), share("share_of_copy_rate"), f"{row['first']:.3g}", memory,
+        pages.share(row.get("share_of_matrix_rate")), pages.share(row.get("share_of_copy_rate")),
+        f"{row['first']:.3g}", memory,
     ]  # fmt: skip
 
 

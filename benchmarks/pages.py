@@ -30,12 +30,8 @@ PLANNED = (
         for how in ("planned", "measured", "ratio")
     ),
 )
-WITHIN = {
-    "episode_seconds": 2.0,
-    "evaluation_seconds_a_network": 2.0,
-    "bytes": 1.25,
-    "condense_bytes": 1.25,
-}  # what ``plan`` is held to
+# The factors that ``plan`` is held to.
+WITHIN = {"episode_seconds": 2.0, "evaluation_seconds_a_network": 2.0, "bytes": 1.25, "condense_bytes": 1.25}
 NOT_MEASURED = "Not measured yet.\n"
 
 
@@ -64,11 +60,13 @@ def add(report: Row, folder: Path = EVIDENCE) -> Path:
     return file
 
 
+def share(value: float | None) -> str:
+    """A share in percent; empty where there is none."""
+    return "" if value is None else f"{100 * value:.0f} %" if value >= 0.005 else "< 0.5 %"
+
+
 def steps(rows: Sequence[Row]) -> list[Sequence[str]]:
     """Work done in several ways, the published one first."""
-
-    def share(value: float | None) -> str:
-        return "" if value is None else f"{100 * value:.0f} %" if value >= 0.005 else "< 0.5 %"
 
     lines: list[Sequence[str]] = [STEPS]
     last = ""

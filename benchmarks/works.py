@@ -306,9 +306,7 @@ def evaluation(bench: Bench, networks: int) -> Work:
                 network.reset_(own)
                 fit(network, held, epochs=epochs, generator=own, chunk=chunk, augment=Augment(), loss=loss)
 
-        return Way(
-            run, "bfloat16" if compute.precision == torch.bfloat16 else "float32", epochs // asked * ran / networks
-        )
+        return Way(run, precision(str(compute.precision)), epochs // asked * ran / networks)
 
     def together(compute: Compute) -> Way:
         layout = compute.memory_format if bench.device.type == "cuda" else None
@@ -316,7 +314,7 @@ def evaluation(bench: Bench, networks: int) -> Work:
         loss = mean_loss(stack, compute)
         own = [streams("evaluate", number) for number in range(networks)]
         run = partial(fit, stack, held, epochs=many, generator=own, augment=Augment(), loss=loss)
-        return Way(run, "bfloat16" if compute.precision == torch.bfloat16 else "float32", many // asked)
+        return Way(run, precision(str(compute.precision)), many // asked)
 
     ways = {"published": Way(plain, units=few // asked), "ours, float32, not compiled": one_by_one(Compute())}
     ways |= {name: one_by_one(compute) for name, compute in bench.computes().items() if compute.compiled}

@@ -3,7 +3,6 @@
 import json
 import platform
 import shlex
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
@@ -106,16 +105,6 @@ def networks_of(recipe: Recipe, shape: Shape, classes: int) -> list[tuple[str, s
     own = (recipe["network"]["name"], recipe["network"]["name"], recipe.options("network"))
     twice = [name for name, *_ in listed].count(own[0]) > 1  # the recipe's own and the usual one of its kind
     return [("same", *own[1:]) if twice and entry == own else entry for entry in listed]
-
-
-def check_images(recipe: Recipe, images: int, there: int) -> None:
-    """Warn of a budget that holds more synthetic images than there are real ones."""
-    if images > there:
-        warnings.warn(
-            f"{recipe.name}: the budget holds {images:,} images, and only {there:,} are there to condense; "
-            "give a smaller --budget.ipc or --budget.bytes",
-            stacklevel=3,
-        )
 
 
 def images_per_class(recipe: Recipe, classes: int, shape: Shape) -> int:

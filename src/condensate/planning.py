@@ -145,7 +145,7 @@ def _plan(recipe: Recipe, device: torch.device) -> Plan:
     each = assemble.images_per_class(recipe, classes, shape)
     images = each * classes
     if data is not None and recipe.condense.episodes:
-        assemble.check_images(recipe, images, len(data.train))
+        settling.check_images(recipe, images, len(data.train))
     storage = PARAMETERIZATIONS[recipe["parameterization"]["name"]]
     cost = storage.cost(images, shape, **recipe.options("parameterization"))
     settled = settling.settle_compute(recipe, shape, classes, images, device)

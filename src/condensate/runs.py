@@ -219,7 +219,7 @@ def settled(recipe: Recipe, data: ImageData, session: Session, resumed: bool) ->
     if not recipe.condense.episodes:
         return recipe
     if not session.smoke:
-        assemble.check_images(recipe, images, len(data.train))
+        settling.check_images(recipe, images, len(data.train))
     chosen = session.ranks.once(lambda: settling.settle_compute(recipe, shape, classes, images, session.device))
     why = settling.why_compiled(recipe, shape, classes, images, session.device)
     if why:

@@ -1,6 +1,7 @@
 """What a recipe leaves to the machine, settled: compilation, precision, and how many networks train together."""
 
 import os
+import warnings
 
 import torch
 
@@ -80,6 +81,16 @@ def _training_operations(recipe: Recipe, shape: Shape, classes: int, images: int
 def check_training(recipe: Recipe, device: torch.device) -> None:
     """Raise before a run condenses, not after, if networks that score cannot be trained as asked."""
     ComputeOptions(recipe.evaluate.compile, recipe.evaluate.precision).resolve(device, 0.0)
+
+
+def check_images(recipe: Recipe, images: int, there: int) -> None:
+    """Warn of a budget that holds more synthetic images than there are real ones."""
+    if images > there:
+        warnings.warn(
+            f"{recipe.name}: the budget holds {images:,} images, and only {there:,} are there to condense; "
+            "give a smaller --budget.ipc or --budget.bytes",
+            stacklevel=3,
+        )
 
 
 def check_memory(recipe: Recipe, shape: Shape, classes: int, device: torch.device) -> None:

@@ -4,8 +4,6 @@ import argparse
 import json
 from pathlib import Path
 
-import yaml
-
 from condensate import assemble
 from condensate.atomic import replacing
 from condensate.commands.base import Command, as_lists, machine_options, note, place, ranks_options
@@ -15,6 +13,7 @@ from condensate.recipe import Values, merge
 from condensate.records import as_json, environment
 from condensate.schema import complete
 from condensate.scoring import score
+from condensate.sheets import find
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset, load
 
@@ -66,12 +65,10 @@ def _evaluate(options: argparse.Namespace, keys: Values) -> None:
 def _where(path: Path) -> str | None:
     """Where the run of a folder read its data, which the set itself does not tell."""
     file = path / "recipe.yaml"
-    try:
-        said = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
-    except (yaml.YAMLError, UnicodeDecodeError):  # then --data.path has to say it
+    if not file.is_file():
         return None
-    data = said.get("data") if isinstance(said, dict) else None
-    return data.get("path") if isinstance(data, dict) else None
+    _, values, _ = find(str(file))
+    return (values.get("data") or {}).get("path")
 
 
 def _check_preprocessing(synthetic: SyntheticDataset, given: Values) -> None:
