@@ -175,6 +175,8 @@ def reread(
         UserError: There is no run, or another command's, or its recipe was changed, or it was started on another kind
             of device or with other threads than asked for.
     """
+    if not (folder / "environment.json").is_file():
+        raise UserError(f"{folder} holds no run to go on with; name the folder that the run gave as its run folder")
     try:
         before = json.loads((folder / "environment.json").read_text())
         _, values, _ = find(str(folder / "recipe.yaml"))
