@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 .PHONY: demo test test-slow check format bench digits clean
 
-demo: $(READY)  ## condense the bundled digits, compare, and show the table (two to six minutes)
+demo: $(READY)  ## condense the bundled digits, compare, and show the table (two to ten minutes)
 	$(BIN)/condensate run digits-lodm
 
 test: $(READY)  ## the fast tests, two at a time
