@@ -8,11 +8,11 @@ import torch
 from rich.console import Console
 
 from condensate import UserError, assemble, load, runs
-from condensate.commands.run import _show_results
 from condensate.console import Display
 from condensate.objectives.private import epsilon
 from condensate.sessions import Session
 from condensate.sheets import resolve
+from condensate.summaries import of_run
 
 NAME = "digits-lodm-private"
 TINY = {
@@ -73,18 +73,16 @@ def test_recipe__shipped__promises_what_the_docs_say():
     assert said["delta"] < 1 / len(data.train)
 
 
-def test_run__says_what_it_promises_in_result_set_and_table(tmp_path, capsys):
+def test_run__says_what_it_promises_in_result_set_and_table(tmp_path):
     results = started(tmp_path).run()
     said = json.loads((tmp_path / "result.json").read_text())["privacy"]
     rate = 8 * 10 / 1297
     assert said["epsilon"] == epsilon(6.4, rate, 6, 1e-5)
     assert (said["sample_rate"], said["episodes"], said["noise_multiplier"], said["clip"]) == (rate, 6, 6.4, 4.0)
     assert load(tmp_path).about["privacy"] == said
-    _show_results(NAME, [results])
     line = f"{NAME}: (epsilon, delta) = ({said['epsilon']:.3g}, 1e-05) for one training image"
-    assert line in capsys.readouterr().out.splitlines()
-    _show_results(NAME, [results, results])
-    assert "each of 2 sets; published together, their epsilons add up" in capsys.readouterr().out
+    assert line in of_run(NAME, [results]).notes
+    assert "each of 2 sets; published together, their epsilons add up" in of_run(NAME, [results, results]).notes[-1]
 
 
 def test_run__no_episode__promises_nothing():

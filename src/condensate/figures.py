@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -140,6 +140,47 @@ def save_neighbours(rows: Sequence[tuple[str, Tensor, Sequence[str]]], path: str
     _write(figure, path)
 
 
+def save_accuracies(rows: Mapping[str, Sequence[float]], path: str | os.PathLike[str] | IO[bytes]) -> None:
+    """Write a PNG with a line a row: a dot for the accuracy of every network, a bar for their mean.
+
+    Args:
+        rows: By name, accuracies of 0..1.
+        path: Of the file, or what is open to be written.
+    """
+    figure, (axes,) = _figure(1, 0.9 + 0.32 * len(rows))
+    for number, values in enumerate(rows.values()):
+        percent = 100 * np.asarray(values, float)
+        axes.plot(percent, np.full(len(percent), number), "o", color=f"C{number % 10}", alpha=0.5, markersize=5)
+        axes.plot([percent.mean()] * 2, [number - 0.3, number + 0.3], color="black", linewidth=1.6)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set(ylim=(len(rows) - 0.5, -0.5), xlabel="accuracy, %")
+    axes.grid(axis="x", color="0.9")
+    axes.set_axisbelow(True)
+    _write(figure, path)
+
+
+def save_losses(
+    rows: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]], path: str | os.PathLike[str] | IO[bytes]
+) -> None:
+    """Write a PNG with axes for each row: loss by episode, a line a seed; logarithmic where all losses are above 0.
+
+    Args:
+        rows: By name, for every seed the episodes and their losses.
+        path: Of the file, or what is open to be written.
+    """
+    figure, panels = _figure(len(rows), 0.5 + 1.8 * len(rows))
+    for axes, (name, lines) in zip(panels, rows.items(), strict=True):
+        for episodes, losses in lines:
+            axes.plot(episodes, losses, linewidth=1.2, marker="o" if len(losses) == 1 else "")
+        if all(loss > 0 for _, losses in lines for loss in losses):
+            axes.set_yscale("log")
+        axes.set_title(name, loc="left")
+        axes.set(ylabel="loss")
+        axes.grid(color="0.9")
+    panels[-1].set_xlabel("episode")
+    _write(figure, path)
+
+
 def _figure(rows: int, height: float) -> tuple["Figure", list["Axes"]]:
     """A figure of its own, unknown to pyplot, with axes in rows."""
     from matplotlib.figure import Figure
@@ -151,9 +192,12 @@ def _figure(rows: int, height: float) -> tuple["Figure", list["Axes"]]:
     return figure, list(axes)
 
 
-def _write(figure: "Figure", path: str | os.PathLike[str]) -> None:
+def _write(figure: "Figure", path: str | os.PathLike[str] | IO[bytes]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
+    if not isinstance(path, str | os.PathLike):
+        figure.savefig(path, format="png", dpi=DPI, bbox_inches="tight")
+        return
     with replacing(path) as part:
         figure.savefig(part, format="png", dpi=DPI, bbox_inches="tight")

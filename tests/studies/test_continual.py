@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from condensate import LowRank, Streams, UserError, assemble, cli, condensing, load, load_data, runs
+from condensate import LowRank, Streams, UserError, assemble, cli, condensing, load, load_data, report, runs
 from condensate.compute import can_compile
 from condensate.console import Display
 from condensate.continual import load_memory
@@ -256,6 +256,11 @@ def test_smoke__random_images_of_two_experiences(tmp_path):
     result = study(tmp_path, {"compare": ["random", "full", "finetune"]}, smoke=True).run()
     assert result["smoke"]
     assert [point["classes_seen"] for point in result["rows"]["random"]["curve"]] == [2, 4]
+    part = report.read(tmp_path)
+    assert [picture.title for picture in part.pictures] == ["curves"]
+    assert [len(table.rows) for table in part.summary.tables] == [4, 4]
+    (tmp_path / "result.json").unlink()
+    assert "condensate continual --resume" in report.read(tmp_path).missing[0]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from condensate import Streams, UserError, assemble, condensing, load, load_data
+from condensate import Streams, UserError, assemble, condensing, load, load_data, report
 from condensate.console import Display
 from condensate.evaluation import train_networks
 from condensate.privacy import Record
@@ -184,6 +184,10 @@ def test_smoke(tmp_path):
     result = study(tmp_path, {"compare": ["random-uint8", "full"]}, smoke=True).run()
     assert (result["smoke"], result["pool"], result["shadows"]) == (True, 32, 4)
     assert result["rows"]["full"]["attacks"]["lira"]["tpr"] == {}
+    part = report.read(tmp_path)
+    assert {picture.title for picture in part.pictures} >= {"roc lira", "distances pixels"}
+    assert [len(table.rows) for table in part.summary.tables] == [9, 4]
+    assert part.command.endswith("--smoke")
 
 
 @pytest.mark.parametrize(

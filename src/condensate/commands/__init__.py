@@ -7,6 +7,7 @@ from condensate.commands.experts import EXPERTS
 from condensate.commands.plan import PLAN
 from condensate.commands.privacy import PRIVACY
 from condensate.commands.recipes import RECIPES, SHOW
+from condensate.commands.report import REPORT
 from condensate.commands.run import RUN
 from condensate.commands.table import TABLE
 
@@ -20,6 +21,7 @@ COMMANDS = {
     "continual": CONTINUAL,
     "privacy": PRIVACY,
     "table": TABLE,
+    "report": REPORT,
 }
 
 __all__ = ["COMMANDS", "Command"]

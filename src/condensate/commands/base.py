@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from condensate.console import Display
+from condensate.console import Display, show_table
 from condensate.errors import UserError
 from condensate.ranks import ALONE, TIMEOUT, Ranks
 from condensate.recipe import Recipe, Values, merge
 from condensate.schema import complete
 from condensate.sheets import find
+from condensate.summaries import Summary
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,14 @@ def positive(text: str) -> int:
 def recipe_option(parser: argparse.ArgumentParser) -> None:
     """The argument RECIPE."""
     parser.add_argument("recipe", metavar="RECIPE", help="a shipped name or the path of a YAML file")
+
+
+def show_summary(summary: Summary) -> None:
+    """What a result says, on standard output."""
+    for table in summary.tables:
+        show_table(table.title, table.columns, table.rows)
+    for told in summary.notes:
+        print(told)
 
 
 def note(message: Warning | str, *rest: Any, **more: Any) -> None:

@@ -1,17 +1,22 @@
 """The command run: condense, save, score."""
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
 
 from condensate import runs
-from condensate.commands.base import Command, machine_options, place, positive, ranks_options, read_recipe
-from condensate.console import percent, show_table
+from condensate.commands.base import (
+    Command,
+    machine_options,
+    place,
+    positive,
+    ranks_options,
+    read_recipe,
+    show_summary,
+)
 from condensate.errors import UserError
 from condensate.recipe import STUDIES, Values
-from condensate.rows import FULL
 from condensate.sessions import Session
+from condensate.summaries import of_run
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:
@@ -50,52 +55,13 @@ def _run(options: argparse.Namespace, keys: Values) -> None:
     display.say(f"run folder: {top}")
     results = [job.run() for job in jobs]
     if ranks.first:
-        _show_results(jobs[0].recipe.name, results)
+        show_summary(of_run(jobs[0].recipe.name, results))
         print(f"pictures: {jobs[0].folder / 'images.png'}")
 
 
 def _seed_number(folder: Path) -> int:
     number = folder.name.removeprefix("seed")
     return int(number) if number.lstrip("-").isdigit() else 0
-
-
-def _show_results(title: str, results: Sequence[dict[str, Values]]) -> None:
-    """The rows of a run, over its seeds."""
-    rows = []
-    for row, first in results[0].items():
-        for number, scored in enumerate(first["evaluation"]):
-            means = [result[row]["evaluation"][number]["mean"] for result in results]
-            stored = first["stored"]
-            over_seeds = [f"{percent(mean(means), stdev(means))}", str(len(means))] if len(means) > 1 else []
-            rows.append(
-                [
-                    row,
-                    scored["network"],
-                    f"{stored['images_per_class']:,}",
-                    f"{stored['numbers']:,}",
-                    f"{stored['tensor_bytes']:,}",
-                    percent(scored["mean"], scored["std"]),
-                    str(len(scored["accuracies"])),
-                    *over_seeds,
-                ]
-            )
-    columns = ["", "network", "images/class", "numbers", "bytes", "accuracy %", "n"]
-    if len(results) > 1:
-        columns = [*columns[:5], "first seed %", "networks", "over seeds %", "seeds"]
-    show_table(title, columns, rows)
-    if results[0] and next(iter(results[0].values()))["smoke"]:
-        print("a smoke run: it ran; the numbers mean nothing")
-    full = "; row full counts its bytes as uint8" if FULL in results[0] else ""
-    print(f"± is the sample standard deviation over n{full}")
-    for row, first in results[0].items():
-        if "privacy" in first:
-            print(_guaranteed(row, first["privacy"], len(results)))
-
-
-def _guaranteed(row: str, privacy: Values, sets: int) -> str:
-    """What is promised of the privacy of the images a row was condensed from."""
-    promised = f"{row}: (epsilon, delta) = ({privacy['epsilon']:.3g}, {privacy['delta']:g}) for one training image"
-    return promised + (f" and each of {sets} sets; published together, their epsilons add up" if sets > 1 else "")
 
 
 RUN = Command("Condense, save, train networks on the result and score them.", _run_options, _run, alone=None)
