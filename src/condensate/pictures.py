@@ -13,14 +13,16 @@ SMALLEST_SIDE, LARGEST_SIDE = 48, 480  # pixels of an image that is enlarged
 LONGEST_NAME = 60
 MOST_ROWS, MOST_COLUMNS = 20, 10
 GAP, HEAD = 4, 18
+DEVIATIONS = 2.5
 
 
 def save_grid(synthetic: SyntheticDataset, path: str | os.PathLike[str]) -> None:
     """Write a PNG with a row of up to ten images for each of up to twenty classes, named on the left.
 
     Twice: on the left in the colours of the original data, normalisation undone and what leaves 0..1 clipped; on the
-    right each image stretched from its own smallest to its largest value, since synthetic images often leave the
-    range. Small images are enlarged without smoothing.
+    right each image stretched over its own range, since synthetic images often leave 0..1; of that what lies beyond
+    ``DEVIATIONS`` standard deviations from its mean is clipped, for products of noise have few values far outside
+    (MTT shows its images likewise). Small images are enlarged without smoothing.
     """
     labels = synthetic.labels.argmax(1) if synthetic.labels.ndim == 2 else synthetic.labels
     shown = [label for label in range(len(synthetic.classes)) if bool((labels == label).any())][:MOST_ROWS]
@@ -33,7 +35,7 @@ def save_grid(synthetic: SyntheticDataset, path: str | os.PathLike[str]) -> None
     panel = max(max(map(len, rows)) * (cell[0] + GAP), 150) + 3 * GAP
     canvas = Image.new("RGB", (margin + 2 * panel, HEAD + GAP + len(rows) * (cell[1] + GAP)), "white")
     write = ImageDraw.Draw(canvas)
-    for side, title in enumerate(("true colours, clipped", "each stretched to its range")):
+    for side, title in enumerate(("true colours, clipped", "each over its own range")):
         write.text((margin + side * panel, 4), title, fill="black")
     for row, (name, index) in enumerate(zip(names, rows, strict=True)):
         top = HEAD + GAP + row * (cell[1] + GAP)
@@ -49,8 +51,11 @@ def save_grid(synthetic: SyntheticDataset, path: str | os.PathLike[str]) -> None
 
 
 def _stretched(images: Tensor) -> Tensor:
-    low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
-    return (images - low) / (high - low).clamp(min=1e-12)
+    """From 0 to 1: from its smallest to its largest value, no further than so many deviations from its mean."""
+    deviation, mean = torch.std_mean(images, (1, 2, 3), correction=0, keepdim=True)
+    low = torch.maximum(images.amin((1, 2, 3), keepdim=True), mean - DEVIATIONS * deviation)
+    high = torch.minimum(images.amax((1, 2, 3), keepdim=True), mean + DEVIATIONS * deviation)
+    return ((images - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
 
 
 def _rgb(pictures: Tensor) -> Tensor:
