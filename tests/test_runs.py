@@ -256,6 +256,14 @@ def test_run__loss_not_finite__no_result(tmp_path):
     assert not (tmp_path / "synthetic.safetensors").exists()
 
 
+@pytest.mark.parametrize(("lr", "told"), [(1e9, True), (1.0, False)])
+def test_run__images_blown_up_under_a_finite_loss__said(tmp_path, lr, told):
+    shown = io.StringIO()
+    quiet = Session(DEVICE, Display(Console(file=shown)), TINY)
+    runs.prepare(tiny(condense={"lr": lr}), quiet).at(tmp_path, 0).run()
+    assert (f"try a smaller rate than --condense.lr {lr:g}" in shown.getvalue()) == told
+
+
 def test_prepare__compared_with_itself__refused():
     with pytest.raises(UserError, match="digits-lodm cannot be compared with itself"):
         runs.prepare(tiny(compare=["digits-lodm"]), session())

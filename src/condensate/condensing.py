@@ -24,6 +24,7 @@ from condensate.sessions import KEPT_EVERY, Clock, OutOfTime, Session
 from condensate.streams import Streams
 from condensate.synthetic import LARGEST_STEP_SIZE, SMALLEST_STEP_SIZE, SyntheticDataset, load
 
+WIDE = 1000.0  # standard deviation of normalised pixels
 BOUNDS = f"{SMALLEST_STEP_SIZE:g} to {LARGEST_STEP_SIZE:g}"
 
 
@@ -117,7 +118,18 @@ class Condensation:
                 after=Watch(self, synthetic, start, log, step),
                 ranks=self.session.ranks,
             )
+        self.say_how_wide(synthetic)
         return synthetic
+
+    def say_how_wide(self, synthetic: SyntheticDataset) -> None:
+        """Tell of images that a learning rate blew up: under normalisation layers no loss shows it."""
+        some = synthetic.images(torch.arange(min(len(synthetic), 100), device=synthetic.labels.device)).detach()
+        width = float(some.std(correction=0))
+        if not width < WIDE and not self.session.smoke:
+            self.session.display.say(
+                f"{self.title}: pixels of the condensed images deviate by {width:.2g} from their mean, where those of "
+                f"real images deviate by 1; try a smaller rate than --condense.lr {self.recipe.condense.lr:g}"
+            )
 
     def say_who_waits(self, images: int) -> None:
         """Tell of processes that have nothing to do while a set of so many images is condensed."""
