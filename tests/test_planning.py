@@ -98,3 +98,16 @@ def test_plan__privacy__all_its_shadows():
     shadows = planning.plan(resolve("digits-lodm", {"privacy": {"shadows": 8, "networks": 2}}), device)
     assert shadows.condense_seconds == pytest.approx(8 * alone.condense_seconds)
     assert shadows.evaluate_seconds == pytest.approx(8 * 2 / 5 * alone.evaluate_seconds)
+
+
+def test_measure__there_and_back__takes_the_operations_that_objectives_count_in(monkeypatch):
+    def operations(work, device) -> float:
+        with FlopCounterMode(display=False) as counted:
+            work()
+        return counted.get_total_flops()
+
+    monkeypatch.setattr(planning, "_seconds", operations)
+    recipe = resolve("cifar10-lodsa-ipc1", {"network": {"width": 8}, "compute": {"compile": "never"}})
+    rates = planning._measure(recipe, (3, 32, 32), 10, 16, torch.device("cpu"))
+    assert rates.features / rates.there_and_back == pytest.approx(3, rel=0.01)
+    assert 2 < rates.scoring / rates.training < 3  # no gradient to the pixels

@@ -102,13 +102,13 @@ class Rates:
 
     Args:
         features: Without gradient, in the precision of the recipe.
-        gradients: Forward and back to the pixels, float32.
+        there_and_back: Forward, and back to the parameters and the pixels: thrice a forward's operations, float32.
         training: Through a training step, float32, eager.
         scoring: Without gradient, float32, eager.
     """
 
     features: float
-    gradients: float
+    there_and_back: float
     training: float
     scoring: float
 
@@ -177,7 +177,7 @@ def _plan(recipe: Recipe, device: torch.device) -> Plan:
         recipe.budget.bits(classes, shape) // 8,
         settled["compute"]["compile"] == "always",
         settled["compute"]["precision"],
-        options.episodes * (work.features / rates.features + work.gradients / rates.gradients),
+        options.episodes * (work.features / rates.features + work.gradients / rates.there_and_back),
         trained / rates.training + evaluated.repeats * SCORED / rates.scoring,
         lasting + max(peaks),
         lasting + peaks[0],
@@ -258,9 +258,9 @@ def _measure(recipe: Recipe, shape: Shape, classes: int, batch: int, device: tor
         with torch.no_grad():
             net(images)
 
-    def gradients() -> None:
-        seen = images.clone().requires_grad_()
-        torch.autograd.grad(net.features(seen).sum(), seen)
+    def there_and_back() -> None:
+        net(images.clone().requires_grad_()).sum().backward()
+        net.zero_grad()
 
     optimizer = torch.optim.SGD(net.parameters(), 1e-6, fused=True)
     augment = assemble.training_augment(recipe)
@@ -277,7 +277,7 @@ def _measure(recipe: Recipe, shape: Shape, classes: int, batch: int, device: tor
         low_gain = gain * _product_rate(compute.precision, device) / _product_rate(torch.float32, device)
     return Rates(
         low_gain * compute.chunk / _seconds(features, device),
-        gain * compute.chunk / _seconds(gradients, device),
+        gain * compute.chunk / _seconds(there_and_back, device),
         batch / _seconds(training, device),
         compute.chunk / _seconds(scoring, device),
     )

@@ -21,7 +21,7 @@ class Work:
 
     Args:
         features: Images that go through it without gradient.
-        gradients: Images that go through it and back.
+        gradients: Images that go through it and back to pixels and parameters, thrice a forward's operations.
         parts: Into how many equal parts that falls, which several processes can take apart.
     """
 
