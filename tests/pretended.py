@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_map_only
 
 from condensate import Streams, augment, classic
-from tests.recorded import recorder
+from tests.recorded import leaves, recorder
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+DEVICE_OF, IS_CUDA_OF = torch.Tensor.device.__get__, torch.Tensor.is_cuda.__get__
 LIKE = ("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like")
 NEW = ("new_tensor", "new_empty", "new_zeros", "new_ones", "new_full")
 INDEXED = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index")  # by indices on the CPU, too
@@ -44,10 +44,11 @@ class Gpu:
         self._moving_to: bool | None = None
         self._inside = False
 
-    def put(self, tensor: Tensor) -> Tensor:
-        storage = _innermost(tensor).untyped_storage()
-        self._storages[storage._cdata] = storage
-        return tensor
+    def put(self, tree: Any) -> Any:
+        for tensor in leaves(tree, Tensor):
+            storage = _innermost(tensor).untyped_storage()
+            self._storages[storage._cdata] = storage
+        return tree
 
     def holds(self, tensor: Tensor) -> bool:
         return _innermost(tensor).untyped_storage()._cdata in self._storages
@@ -80,9 +81,9 @@ class _Asked(TorchFunctionMode):
             return self.gpu.pin(given[0].clone())
         if named.pop("pin_memory", False):
             return self.gpu.pin(function(*given, **named))
-        if function == torch.Tensor.device.__get__:
+        if function == DEVICE_OF:
             return CUDA if self.gpu.holds(given[0]) else function(*given)
-        if function == torch.Tensor.is_cuda.__get__:
+        if function == IS_CUDA_OF:
             return self.gpu.holds(given[0])
         if name in ("to", "cpu", "cuda"):
             return self._moved(name, *given, **named)
@@ -96,14 +97,14 @@ class _Asked(TorchFunctionMode):
         if _is_cuda(named.get("device")):
             if name in ("tensor", "as_tensor"):
                 self.gpu.waited("to the GPU")
-            return tree_map_only(Tensor, self.gpu.put, function(*given, **named | {"device": CPU}))
-        before, waits = self.gpu._inside, self.gpu.waits.copy()
-        self.gpu._inside = any(self.gpu.holds(t) for t in tree_iter((given, named)) if isinstance(t, Tensor))
+            return self.gpu.put(function(*given, **named | {"device": CPU}))
+        before, waits = self.gpu._inside, self.gpu.waits.copy() if name == "one_hot" else None
+        self.gpu._inside = any(self.gpu.holds(tensor) for tensor in leaves((given, named), Tensor))
         try:
             return function(*given, **named)
         finally:
             self.gpu._inside = before
-            if name == "one_hot":  # looks at its values on a CPU alone
+            if waits is not None:  # looks at its values on a CPU alone
                 self.gpu.waits = waits
 
     def _moved(self, name: str, tensor: Tensor, *given: Any, **named: Any) -> Tensor:
@@ -135,9 +136,13 @@ class _Ran(TorchDispatchMode):
         super().__init__()
         self.gpu = gpu
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and the wrapper costs as much as the operation
+
     def __torch_dispatch__(self, function: Any, types: Any, given: Any = (), named: Any = None) -> Any:
         named, name, gpu = named or {}, function._opname, self.gpu
-        tensors = [part for part in tree_iter((given, named)) if isinstance(part, Tensor)]
+        tensors = leaves((given, named), Tensor)
         if any(tensor.is_meta for tensor in tensors):
             with torch._C.DisableTorchFunction():
                 return function(*given, **named)
@@ -161,7 +166,7 @@ class _Ran(TorchDispatchMode):
         if name == "_to_copy" and gpu._moving_to is not None:
             target = gpu._moving_to
         if target:
-            tree_map_only(Tensor, gpu.put, result)
+            gpu.put(result)
         return result
 
 
