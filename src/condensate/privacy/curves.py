@@ -87,10 +87,12 @@ def measure(
     if fprs is None:
         fprs = [fpr for fpr in USUAL_FPRS if _needed(fpr) <= curve.others]
     right = _told_right(scores, members, curve)
+    sides = [((right & side).astype(np.float64), side.astype(np.float64)) for side in (members, ~members)]
 
     def everything(targets: Counts, images: Counts) -> list[float]:
         found, wrong = curve.counts(targets, images)
-        shares = [(targets @ (right & side) @ images) / (targets @ side @ images) for side in (members, ~members)]
+        weights = targets.astype(np.float64), images.astype(np.float64)  # whole numbers, far below 2**53: exact
+        shares = [(weights[0] @ told @ weights[1]) / (weights[0] @ side @ weights[1]) for told, side in sides]
         return [_area(found, wrong), float(sum(shares)) / 2, *(_rate(found, wrong, fpr) for fpr in fprs)]
 
     generator = streams("bootstrap")
@@ -227,9 +229,11 @@ def _drawn(size: int, generator: torch.Generator) -> Counts:
 
 def _area(found: Counts, wrong: Counts) -> float:
     """Under the curve by trapezia, so that a member and another of equal scores count half; nan with an empty side."""
-    heights = found + np.append(0, found[:-1])
+    heights, widths = found.copy(), wrong.copy()
+    heights[1:] += found[:-1]
+    widths[1:] -= wrong[:-1]
     every = 2 * found[-1] * wrong[-1]
-    return float(heights @ np.diff(wrong, prepend=0) / every) if every else math.nan
+    return float(heights @ widths / every) if every else math.nan
 
 
 def _rate(found: Counts, wrong: Counts, fpr: float) -> float:
