@@ -16,12 +16,13 @@ from condensate.experts import ExpertOptions
 from condensate.objectives import OBJECTIVES
 from condensate.recipe import EXPERTS, NAMED, SECTIONS, STUDIES, Recipe, Values
 
+_PARSERS: dict[tuple[Any, ...], ArgumentParser] = {}
+
 
 def complete(name: str, values: Values, about: Mapping[str, str] | None = None) -> Recipe:
     """Check sections strictly and fill in every default."""
     check_sections(values)
-    parser = ArgumentParser(exit_on_error=False)
-    add_arguments(parser, values)
+    parser = _parser(values)
     check_keys(values, known_keys(parser))
     try:
         parsed = parser.parse_object(values, defaults=True).as_dict()
@@ -71,8 +72,7 @@ def check_private(recipe: Recipe) -> None:
 
 def describe_keys(recipe: Recipe) -> str:
     """Every key with its type, its value in the recipe and what it means, a line or two each."""
-    parser = ArgumentParser(exit_on_error=False)
-    add_arguments(parser, recipe.values)
+    parser = _parser(recipe.values)
     lines = []
     for action in parser._actions:
         if action.dest in known_keys(parser):
@@ -136,6 +136,22 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _parser(values: Values) -> ArgumentParser:
+    """The parser of a recipe's keys, made once for all recipes that name the same constructors."""
+    named = []
+    for section, (registry, default) in NAMED.items():
+        name = (values.get(section) or {}).get("name", default)
+        if not isinstance(name, str) or name not in registry:
+            raise unknown(section, str(name), registry)
+        named.append((section, name, registry[name], *registry))
+    told = (*named, *SECTIONS.items(), *((section, make) for section, make in STUDIES.items() if section in values))
+    if told not in _PARSERS:
+        parser = ArgumentParser(exit_on_error=False)
+        add_arguments(parser, values)
+        _PARSERS[told] = parser
+    return _PARSERS[told]
 
 
 def add_arguments(parser: ArgumentParser, values: Values) -> None:
