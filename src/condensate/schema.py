@@ -25,9 +25,13 @@ def complete(name: str, values: Values, about: Mapping[str, str] | None = None) 
     parser = _parser(values)
     check_keys(values, known_keys(parser))
     try:
-        parsed = parser.parse_object(values, defaults=True).as_dict()
+        given = parser.parse_object(values, defaults=False).as_dict()
     except (ArgumentError, TypeError) as error:
         raise UserError(one_line(error)) from error
+    parsed = {
+        section: {**default, **given.get(section, {})} if isinstance(default, dict) else given.get(section, default)
+        for section, default in parser.get_defaults(skip_validation=True).as_dict().items()
+    }
     known = set(known_keys(parser))
     for action in (action for action in parser._actions if action.dest in known):
         section, _, key = action.dest.partition(".")
