@@ -3,6 +3,7 @@
 import io
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -39,6 +40,20 @@ def study(folder, changes=None, name="digits-lodm", smoke=False):
     return privacy.prepare(resolve(name, changes), Session(CPU, quiet(), changes, smoke, "privacy")).at(folder)
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Empty figures, for tests that do not ask for them."""
+    for owner, name in ((privacy, "save_roc"), (privacy, "save_distances"), (shadows, "save_neighbours")):
+        monkeypatch.setattr(owner, name, lambda drawn, path, *_: path.touch())
+
+
+@pytest.fixture
+def coarse(monkeypatch):
+    """Intervals of few resamples, for tests that do not ask for them."""
+    for name in ("measure", "among_nearest"):
+        monkeypatch.setattr(privacy, name, partial(getattr(privacy, name), resamples=50))
+
+
 def contents(folder):
     found = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*.safetensors")}
     result = json.loads((folder / "result.json").read_text())
@@ -47,7 +62,7 @@ def contents(folder):
     return found | {"result": result}
 
 
-def test_run__shadow__condenses_its_half_and_records_the_whole_pool(tmp_path, monkeypatch):
+def test_run__shadow__condenses_its_half_and_records_the_whole_pool(tmp_path, monkeypatch, coarse):
     seen = {}
     original = condensing.Condensation.run
 
@@ -114,7 +129,7 @@ def test_run__planted__overfitted_networks_on_all_members_are_found(tmp_path):
         assert run.leakage(attack(record, run.members.numpy()), run.members.numpy())["auc"]["low"] > 0.6
 
 
-def test_run__planted__sets_that_are_real_images_are_found_where_they_lie(tmp_path):
+def test_run__planted__sets_that_are_real_images_are_found_where_they_lie(tmp_path, undrawn):
     """Ten images of 648 are stored as they are: over the whole pool that is lost, among the nearest it shows."""
     changes = {
         "network": {"name": "mlp", "width": 128},
@@ -131,7 +146,7 @@ def test_run__planted__sets_that_are_real_images_are_found_where_they_lie(tmp_pa
     assert noise["auc_of_the_nearest"]["low"] < 0.5 < noise["auc_of_the_nearest"]["high"]
 
 
-def test_run__uint8_as_the_main_storage__holds_the_images(tmp_path):
+def test_run__uint8_as_the_main_storage__holds_the_images(tmp_path, undrawn, coarse):
     changes = {
         "parameterization": {"name": "uint8"},
         "start": {"name": "real"},
@@ -142,7 +157,7 @@ def test_run__uint8_as_the_main_storage__holds_the_images(tmp_path):
     assert near["median_to_member"] < 1e-2
 
 
-def test_run__killed_anywhere__ends_as_if_it_was_not(tmp_path, monkeypatch):
+def test_run__killed_anywhere__ends_as_if_it_was_not(tmp_path, monkeypatch, undrawn, coarse):
     alone: dict[str, object] = {"compare": []}
     study(tmp_path / "whole", alone).run()
     wanted = contents(tmp_path / "whole")
@@ -170,7 +185,7 @@ def test_run__killed_anywhere__ends_as_if_it_was_not(tmp_path, monkeypatch):
         assert contents(tmp_path / str(number)) == wanted, name
 
 
-def test_run__released__compared_with_training_and_test_images(tmp_path):
+def test_run__released__compared_with_training_and_test_images(tmp_path, undrawn, coarse):
     made = study(tmp_path / "first", {"compare": []})
     made.run()
     real = tmp_path / "first" / "digits-lodm" / "shadow0"
@@ -180,7 +195,7 @@ def test_run__released__compared_with_training_and_test_images(tmp_path):
     assert (tmp_path / "second" / "nearest-released.png").is_file()
 
 
-def test_smoke(tmp_path):
+def test_smoke(tmp_path, coarse):
     result = study(tmp_path, {"compare": ["random-uint8", "full"]}, smoke=True).run()
     assert (result["smoke"], result["pool"], result["shadows"]) == (True, 32, 4)
     assert result["rows"]["full"]["attacks"]["lira"]["tpr"] == {}
