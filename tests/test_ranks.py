@@ -3,6 +3,7 @@
 Started as a program, this file forks into processes that work through ``CASES`` and keep what they found.
 """
 
+import importlib
 import io
 import json
 import os
@@ -269,8 +270,9 @@ def work(folder: Path) -> None:
 
 
 def main(top: Path) -> None:
-    """Fork into two processes, and into three."""
+    """Fork into two processes, and into three, with what all of them import."""
     torch.set_num_threads(1)
+    importlib.import_module("torch._dynamo")
     assemble.image_data(resolve("digits-lodm"), torch.device("cpu"))
     started = []
     for world in (2, 3):
