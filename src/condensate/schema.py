@@ -1,9 +1,10 @@
 """What a recipe may say: every key known, every value of its type, every default filled in."""
 
+import functools
 import inspect
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import yaml
@@ -15,8 +16,6 @@ from condensate.errors import UserError, unknown
 from condensate.experts import ExpertOptions
 from condensate.objectives import OBJECTIVES
 from condensate.recipe import EXPERTS, NAMED, SECTIONS, STUDIES, Recipe, Values
-
-_PARSERS: dict[tuple[Any, ...], ArgumentParser] = {}
 
 
 def complete(name: str, values: Values, about: Mapping[str, str] | None = None) -> Recipe:
@@ -142,46 +141,43 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+Named = tuple[str, str, tuple[tuple[str, Callable[..., Any]], ...]]  # section, chosen name, registry
+
+
 def _parser(values: Values) -> ArgumentParser:
-    """The parser of a recipe's keys, made once for all recipes that name the same constructors."""
-    named = []
+    """The parser of a recipe's keys: those of the constructors that ``values`` names."""
+    named: list[Named] = []
     for section, (registry, default) in NAMED.items():
         name = (values.get(section) or {}).get("name", default)
         if not isinstance(name, str) or name not in registry:
             raise unknown(section, str(name), registry)
-        named.append((section, name, registry[name], *registry))
-    told = (*named, *SECTIONS.items(), *((section, make) for section, make in STUDIES.items() if section in values))
-    if told not in _PARSERS:
-        parser = ArgumentParser(exit_on_error=False)
-        add_arguments(parser, values)
-        _PARSERS[told] = parser
-    return _PARSERS[told]
+        named.append((section, name, tuple(registry.items())))
+    return _parser_of(tuple(named), tuple(section for section in STUDIES if section in values))
 
 
-def add_arguments(parser: ArgumentParser, values: Values) -> None:
-    """Teach a parser the keys of a recipe: those of the constructors that ``values`` names."""
+@functools.cache
+def _parser_of(named: tuple[Named, ...], studies: tuple[str, ...]) -> ArgumentParser:
+    """Made once for all recipes that name the same constructors: it takes longer than all they say to be parsed."""
+    parser = ArgumentParser(exit_on_error=False)
     for section, function in SECTIONS.items():
         if inspect.isclass(function):
             parser.add_class_arguments(function, section, sub_configs=False)
         else:
             parser.add_function_arguments(function, section)
-    for section, (registry, default) in NAMED.items():
-        name = (values.get(section) or {}).get("name", default)
-        if not isinstance(name, str) or name not in registry:
-            raise unknown(section, str(name), registry)
-        parser.add_argument(f"--{section}.name", type=str, default=default, help=f"One of: {', '.join(registry)}.")
+    for section, name, registry in named:
+        chosen, known, usual = dict(registry)[name], ", ".join(dict(registry)), NAMED[section][1]
+        parser.add_argument(f"--{section}.name", type=str, default=usual, help=f"One of: {known}.")
         positional: set[str | int] = {
-            p.name for p in inspect.signature(registry[name]).parameters.values() if p.kind is not p.KEYWORD_ONLY
+            p.name for p in inspect.signature(chosen).parameters.values() if p.kind is not p.KEYWORD_ONLY
         }
-        if inspect.isclass(registry[name]):
-            parser.add_class_arguments(registry[name], section, skip=positional)
+        if inspect.isclass(chosen):
+            parser.add_class_arguments(chosen, section, skip=positional)
         else:
-            parser.add_function_arguments(registry[name], section, skip=positional)
-    if OBJECTIVES[(values.get("objective") or {}).get("name", "dm")].matches_experts:
-        parser.add_class_arguments(ExpertOptions, EXPERTS, sub_configs=False)
-    for section, function in STUDIES.items():
-        if section in values:
-            parser.add_class_arguments(function, section, sub_configs=False)
+            parser.add_function_arguments(chosen, section, skip=positional)
+        if section == "objective" and OBJECTIVES[name].matches_experts:
+            parser.add_class_arguments(ExpertOptions, EXPERTS, sub_configs=False)
+    for section in studies:
+        parser.add_class_arguments(STUDIES[section], section, sub_configs=False)
     parser.add_argument(
         "--compare",
         type=list[str],
@@ -189,3 +185,4 @@ def add_arguments(parser: ArgumentParser, values: Values) -> None:
         help="Rows to run for comparison: other recipes, random, random-uint8, herding, k-centre, full.",
     )
     parser.add_argument("--seed", type=int, default=0, help="Seeds every draw of the run.")
+    return parser
