@@ -49,7 +49,7 @@ def save_roc(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], path: str | os.P
     for number, (name, (fpr, tpr)) in enumerate(rates.items()):
         seen = np.maximum(fpr, lowest)  # what is found at no false positive stands on the left edge
         style = STYLES[number % len(STYLES)]
-        axes.step(seen, np.maximum(tpr, lowest / 2), style, where="post", linewidth=1.8, label=name)
+        axes.step(seen, np.maximum(tpr, lowest / 2), style, where="post", linewidth=1.8, label=_literal(name))
     axes.set(xscale="log", yscale="log", xlim=(lowest, 1), ylim=(lowest, 1))
     axes.set_title(title, loc="left")
     axes.set(xlabel="false-positive rate (others taken for members)", ylabel="true-positive rate (members found)")
@@ -82,7 +82,7 @@ def save_distances(
     for axes, (name, (members, others)) in zip(rows, pairs.items(), strict=True):
         axes.ecdf(np.asarray(members, float), color="C3", linewidth=1.6, label="nearest member")
         axes.ecdf(np.asarray(others, float), color="C0", linewidth=1.6, linestyle="--", label="nearest non-member")
-        axes.set_title(name, loc="left")
+        axes.set_title(_literal(name), loc="left")
         axes.set(ylim=(-0.03, 1.03), yticks=(0, 0.5, 1), ylabel="share of images")
         axes.grid(color="0.9")
     rows[-1].set_xlabel(unit)
@@ -108,7 +108,9 @@ def save_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: str | o
         means = [100 * point["mean"] for point in points]
         spreads = [100 * (point["std"] or 0.0) for point in points]
         style = LIMITS.get(row) or {"color": f"C{number % 10}", "linestyle": STYLES[number // 10], "marker": "o"}
-        axes.errorbar(seen, means, spreads, capsize=2, markersize=3, linewidth=1.4, elinewidth=0.7, label=row, **style)
+        axes.errorbar(
+            seen, means, spreads, capsize=2, markersize=3, linewidth=1.4, elinewidth=0.7, label=_literal(row), **style
+        )
     axes.set(xlabel="classes seen" if grows else "experiences seen", ylabel="accuracy on the classes seen, %")
     axes.set_xticks(seen)
     axes.grid(color="0.9")
@@ -129,7 +131,7 @@ def save_neighbours(rows: Sequence[tuple[str, Tensor, Sequence[str]]], path: str
     figure = Figure(figsize=(1.8 + 0.8 * count, len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), count, squeeze=False)
     for line, (name, pictures, words) in zip(grid, rows, strict=True):
-        line[0].text(-0.15, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
+        line[0].text(-0.15, 0.5, _literal(name), transform=line[0].transAxes, ha="right", va="center", fontsize=9)
         for axes, picture, word in zip(line, pictures, words, strict=False):
             seen = picture.permute(1, 2, 0).cpu().numpy()
             axes.imshow(seen, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
@@ -152,7 +154,7 @@ def save_accuracies(rows: Mapping[str, Sequence[float]], path: str | os.PathLike
         percent = 100 * np.asarray(values, float)
         axes.plot(percent, np.full(len(percent), number), "o", color=f"C{number % 10}", alpha=0.5, markersize=5)
         axes.plot([percent.mean()] * 2, [number - 0.3, number + 0.3], color="black", linewidth=1.6)
-    axes.set_yticks(range(len(rows)), rows)
+    axes.set_yticks(range(len(rows)), map(_literal, rows))
     axes.set(ylim=(len(rows) - 0.5, -0.5), xlabel="accuracy, %")
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
@@ -162,7 +164,7 @@ def save_accuracies(rows: Mapping[str, Sequence[float]], path: str | os.PathLike
 def save_losses(
     rows: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]], path: str | os.PathLike[str] | IO[bytes]
 ) -> None:
-    """Write a PNG with axes for each row: loss by episode, a line a seed; logarithmic where all losses are above 0.
+    """Write a PNG with axes for each row: loss by episode, a line a seed; logarithmic where they span a decade.
 
     Args:
         rows: By name, for every seed the episodes and their losses.
@@ -172,13 +174,19 @@ def save_losses(
     for axes, (name, lines) in zip(panels, rows.items(), strict=True):
         for episodes, losses in lines:
             axes.plot(episodes, losses, linewidth=1.2, marker="o" if len(losses) == 1 else "")
-        if all(loss > 0 for _, losses in lines for loss in losses):
+        every = [loss for _, losses in lines for loss in losses]
+        if min(every) > 0 and max(every) > 10 * min(every):
             axes.set_yscale("log")
-        axes.set_title(name, loc="left")
+        axes.set_title(_literal(name), loc="left")
         axes.set(ylabel="loss")
         axes.grid(color="0.9")
     panels[-1].set_xlabel("episode")
     _write(figure, path)
+
+
+def _literal(name: str) -> str:
+    """A name that may hold what matplotlib takes for formulas."""
+    return name.replace("$", r"\$")
 
 
 def _figure(rows: int, height: float) -> tuple["Figure", list["Axes"]]:

@@ -5,10 +5,10 @@ import io
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 from condensate import summaries
@@ -24,6 +24,7 @@ from condensate.summaries import Summary, Table
 
 MOST_POINTS = 400  # of a curve; episodes beyond are averaged in blocks
 NAME = "report.html"
+PLACES, PLACE = ("path", "store", "released"), "DIR"  # keys that tell where something lies, and what is said in place
 
 
 @dataclass(frozen=True)
@@ -51,21 +52,23 @@ class Part:
         title: The recipe's name.
         folder: As it was named.
         about: Terms and what they are here.
-        headline: The main row's images per class, bytes and accuracy, where there is one.
+        words: That do the same again, an option with its value each.
+        beside: What must lie beside for that.
+        headline: Of the main row, where there is one: data, network, images per class, bytes, accuracy, of how many.
         summary: Tables and notes; absent where nothing is finished.
         cost: Time and memory, where something is finished.
         missing: What is not finished.
         pictures: Pictures and figures.
-        command: That does the same again.
         recipe: In full, as YAML.
     """
 
     title: str
     folder: str
     about: dict[str, str]
-    command: str
+    words: list[str]
+    beside: str
     recipe: str
-    headline: tuple[str, str, str] | None = None
+    headline: tuple[str, ...] | None = None
     summary: Summary | None = None
     cost: Table | None = None
     missing: list[str] = field(default_factory=list)
@@ -93,24 +96,38 @@ def save_report(folders: Sequence[Path], path: Path) -> None:
 
 def read(folder: Path) -> Part:
     """What there is to show of a folder."""
-    seeds = sorted((f for f in folder.glob("seed*") if _is_run(f)), key=lambda f: (len(f.name), f.name))
+    seeds = sorted((f for f in folder.glob("seed*") if _is_run(f)), key=_seed)
     if not seeds and not _is_run(folder):
         raise UserError(
             f"{folder} holds no run; name the folder that condensate run, continual or privacy gave as its run folder"
         )
+    run = folder.absolute().parent.parent
+    if folder.absolute().parent.name == "compare" and _is_run(run):
+        raise UserError(f"{folder} is a row of the run in {run}: name that")
+    try:
+        return _read(folder, seeds)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder} is damaged, or of another version of condensate: {error!r}") from error
+
+
+def _read(folder: Path, seeds: Sequence[Path]) -> Part:
     first = seeds[0] if seeds else folder
     begun = read_json(first / "environment.json")
     _, values, _ = find(str(first / "recipe.yaml"))
     recipe = complete(begun["recipe"], values)
+    named = recipe.name in shipped()
     part = Part(
         title=recipe.name,
         folder=str(folder),
         about=_about(recipe, begun),
-        command=_command(recipe, begun, len(seeds)),
-        recipe=recipe.anywhere().dump(),
+        words=_words(recipe, begun, len(seeds)),
+        beside="" if named else f", the recipe below saved as {recipe.name}.yaml",
+        recipe=replace(recipe, values=_elsewhere(recipe.values)).dump(),
     )
     if begun.get("command", "run") == "run":
-        _add_run(part, recipe, seeds or [folder])
+        _add_run(part, recipe, seeds or [folder], begun["smoke"])
+        if part.missing:
+            part.missing.append(f"go on with it: condensate run --resume {folder}")
     else:
         _add_study(part, folder, begun["command"])
     return part
@@ -120,26 +137,46 @@ def _is_run(folder: Path) -> bool:
     return (folder / "environment.json").is_file() and (folder / "recipe.yaml").is_file()
 
 
+def _seed(folder: Path) -> int:
+    """Of a folder ``seed<k>``."""
+    number = folder.name.removeprefix("seed")
+    return int(number) if number.lstrip("-").isdigit() else 0
+
+
+def _elsewhere(values: Any, key: str = "") -> Any:
+    """The same without the places of this machine."""
+    if isinstance(values, Mapping):
+        return {name: _elsewhere(value, name) for name, value in values.items()}
+    if isinstance(values, list):
+        return [_elsewhere(value, key) for value in values]
+    return PLACE if key in PLACES and values is not None else values
+
+
 def _about(recipe: Recipe, begun: Values) -> dict[str, str]:
     """What was asked for, and of which machine."""
-    objective, storage, machine = recipe["objective"], recipe["parameterization"], begun["machine"]
+    machine, data, episodes = begun["machine"], recipe["data"], recipe.condense.episodes
     budget = {key: value for key, value in recipe["budget"].items() if value is not None}
-    episodes, versions = recipe.condense.episodes, begun["versions"]
     usual = recipe.name in shipped() and int(find(recipe.name)[1]["condense"]["episodes"])
     share = f" of the {usual:,} of the shipped recipe" if usual and usual != episodes else ""
+    seen = ["whitened"] if data["zca"] else []
+    seen += [f"{key} {data[key]}" for key in ("size", "channels", "validation") if data[key]]
     return {
-        "data": f"{recipe['data']['name']}, scored on its {recipe.evaluate.split} images",
+        "data": "random images, a smoke run" if begun["smoke"] else ", ".join([_data(recipe), *seen]),
         "budget": ", ".join(f"{key} {value:,}" for key, value in budget.items()),
-        "storage": _named(storage),
-        "matched on": _named(objective),
+        "storage": _named(recipe["parameterization"]),
+        **({"matched on": _named(recipe["objective"])} if episodes else {}),
         "start": _named(recipe["start"]),
         "network": _named(recipe["network"]),
         "episodes": f"{episodes:,}{share}",
-        "machine": f"{begun['device']}, {machine['processor']}, {machine['threads']} threads"
+        "machine": f"{begun['device']}, {machine['processor']}, {counted(machine['threads'], 'thread')}"
         + (f", {begun['processes']} processes" if begun.get("processes", 1) > 1 else ""),
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items())
+        "versions": ", ".join(f"{name} {version}" for name, version in begun["versions"].items())
         + (f", commit {begun['commit']}" if begun["commit"] else ""),
     }
+
+
+def _data(recipe: Recipe) -> str:
+    return f"{recipe['data']['name'] or 'a folder'}, scored on its {recipe.evaluate.split} images"
 
 
 def _named(section: Mapping[str, Any]) -> str:
@@ -148,17 +185,24 @@ def _named(section: Mapping[str, Any]) -> str:
     return ", ".join([str(section["name"]), *rest])
 
 
-def _command(recipe: Recipe, begun: Values, seeds: int) -> str:
-    """The words that do the same again; where data and experts lie is left to the reader."""
-    named = recipe.name in shipped()
-    words = ["condensate", begun.get("command", "run"), recipe.name if named else "recipe.yaml"]
-    for section, content in begun["overrides"].items() if named else ():
+def _words(recipe: Recipe, begun: Values, seeds: int) -> list[str]:
+    """What does the same again; where data and experts lie is left to the reader."""
+    command, processes = begun.get("command", "run"), begun.get("processes", 1)
+    what = recipe.name if recipe.name in shipped() else f"{recipe.name}.yaml"
+    if recipe.values.get("privacy", {}).get("released"):
+        what = "RUN_FOLDER"
+    program = ["condensate"] if processes == 1 else ["torchrun", "--nproc-per-node", str(processes), "-m", "condensate"]
+    words = [shlex.join([*program, command, what])]
+    for section, content in _elsewhere(begun["overrides"]).items():
         for key, value in content.items() if isinstance(content, Mapping) else [("", content)]:
-            place = (section, key) in (("data", "path"), ("experts", "store"))
-            words += [f"--{section}.{key}" if key else f"--{section}", "DIR" if place and value else _word(value)]
-    words += ["--seeds", str(seeds)] if seeds else []
+            if section != "seed" and (section, key) != ("privacy", "released"):
+                words.append(shlex.join([f"--{section}.{key}" if key else f"--{section}", _word(value)]))
+    words += [f"--seed {recipe['seed']}"] if recipe["seed"] else []
+    words += [f"--seeds {seeds}"] if seeds else []
     words += ["--smoke"] if begun["smoke"] else []
-    return shlex.join(words)
+    if begun["device"] == "cpu":
+        words += ["--device cpu", f"--threads {begun['machine']['threads']}"]
+    return words
 
 
 def _word(value: Any) -> str:
@@ -168,71 +212,102 @@ def _word(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _add_run(part: Part, recipe: Recipe, folders: Sequence[Path]) -> None:
-    """Rows of a run over its seeds: those finished under every seed, and where the others are."""
+def _add_run(part: Part, recipe: Recipe, folders: Sequence[Path], smoke: bool) -> None:
+    """Rows of a run over its seeds, as far as they are finished, and where the others are."""
     rows: dict[str, list[Path]] = {recipe.name: list(folders)}
     rows |= {row: [folder / "compare" / row for folder in folders] for row in recipe["compare"]}
-    done: dict[str, list[Values]] = {}
-    for row, places in rows.items():
-        found = [read_json(place / "result.json") for place in places if (place / "result.json").is_file()]
-        if len(found) == len(places):
-            done[row] = found
-        missing = [place for place in places if not (place / "result.json").is_file()]
-        part.missing += [_how_far(row, place) for place in missing]
-    if done:
-        results = [{row: found[number] for row, found in done.items()} for number in range(len(folders))]
-        part.summary, part.cost = summaries.of_run("accuracy", results), _cost(done)
-        part.pictures.append(
-            _drawn(save_accuracies, _accuracies(done), "accuracy", "a dot a network, a bar their mean")
-        )
-    if recipe.name in done:
-        part.headline = _headline(done[recipe.name])
-        hashes = [result["artefact_sha256"][:12] for result in done[recipe.name]]
-        part.about["artefact"] = f"synthetic.safetensors, SHA-256 {', '.join(hashes)} (first 12 digits)"
+    found = {row: [_result(place) for place in places] for row, places in rows.items()}
+    part.missing = [
+        _how_far(row, place, recipe.evaluate.repeats)
+        for row, places in rows.items()
+        for place, result in zip(places, found[row], strict=True)
+        if result is None
+    ]
+    shown = [number for number, result in enumerate(found[recipe.name]) if result]  # seeds
+    done = {row: [result for n in shown if (result := held[n])] for row, held in found.items()}
+    done = {row: held for row, held in done.items() if len(held) == len(shown)}
+    if shown:
+        _add_results(part, recipe, done, smoke)
+        if len(shown) < len(folders):
+            part.missing.append(f"shown are {len(shown)} of {len(folders)} seeds: those whose set is scored")
+    several = f", {folders[0].name}" if len(folders) > 1 else ""
     for row, places in rows.items():
         if (places[0] / "images.png").is_file():
-            part.pictures.append(_file(places[0] / "images.png", f"images of {row}"))
+            part.pictures.append(_file(places[0] / "images.png", f"images of {row}{several}"))
     losses = {row: [*filter(None, (_losses(_log(place)) for place in places))] for row, places in rows.items()}
     losses = {row: lines for row, lines in losses.items() if lines}
     if losses:
         part.pictures.append(_drawn(save_losses, losses, "loss", "by episode, a line a seed; long runs in block means"))
 
 
-def _how_far(row: str, folder: Path) -> str:
+def _add_results(part: Part, recipe: Recipe, done: Mapping[str, Sequence[Values]], smoke: bool) -> None:
+    """Tables, figure and headline of rows that are finished, by row one result a seed."""
+    main = done[recipe.name]
+    results = [{row: found[number] for row, found in done.items()} for number in range(len(main))]
+    part.summary, part.cost = summaries.of_run("accuracy", results), _cost(done)
+    part.pictures.append(_drawn(save_accuracies, _accuracies(done), "accuracy", "a dot a network, a bar their mean"))
+    hashes = [result["artefact_sha256"][:12] for result in main]
+    part.about["artefact"] = f"synthetic.safetensors, SHA-256 {', '.join(hashes)} (first 12 digits)"
+    commits = dict.fromkeys(result["commit"] for held in done.values() for result in held if result["commit"])
+    if len(commits) > 1:
+        part.about["results of commits"] = ", ".join(commits)
+    if not smoke:
+        part.headline = _headline(recipe, main)
+
+
+def _result(folder: Path) -> Values | None:
+    file = folder / "result.json"
+    return dict(read_json(file)) if file.is_file() else None
+
+
+def _how_far(row: str, folder: Path, networks: int) -> str:
     """Where a row stands that is not finished."""
+    scored, episodes = folder / "checkpoints" / "evaluate.json", len(_log(folder))
+    if scored.is_file():
+        counts = [f"{len(accuracies)} of {networks} {name}" for name, accuracies in read_json(scored).items()]
+        return f"{row}, {folder}: networks scored: {', '.join(counts)}"
     if (folder / "synthetic.safetensors").is_file():
-        return f"{row}, {folder}: condensed, not scored yet"
-    done = len(_log(folder))
-    return f"{row}, {folder}: {f'{done:,} episodes logged' if done else 'nothing done yet'}"
+        return f"{row}, {folder}: its set is saved, not scored yet"
+    done = f"{counted(episodes, 'episode')} logged" if episodes else "nothing done yet"
+    return f"{row}, {folder}: {done}"
 
 
-def _headline(results: Sequence[Values]) -> tuple[str, str, str]:
+def counted(number: int, what: str) -> str:
+    """So many of it, in words."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _headline(recipe: Recipe, results: Sequence[Values]) -> tuple[str, ...]:
     stored, scores = results[0]["stored"], [result["evaluation"][0] for result in results]
-    networks = sum(len(score["accuracies"]) for score in scores)
-    count = f"{len(results)} seeds, {networks} networks" if len(results) > 1 else f"{networks} networks"
+    means, networks = [score["mean"] for score in scores], sum(len(score["accuracies"]) for score in scores)
+    spread = stdev(means) if len(means) > 1 else scores[0]["std"]
     return (
+        f"{recipe['data']['name'] or 'folder'}, {recipe.evaluate.split}",
+        scores[0]["network"],
         f"{stored['images_per_class']:,}",
-        size(stored["tensor_bytes"]),
-        f"{percent(mean(score['mean'] for score in scores), None)} % ({count})",
+        f"{stored['tensor_bytes']:,}",
+        percent(mean(means), spread),
+        (f"{counted(len(means), 'seed')}, " if len(means) > 1 else "") + counted(networks, "network"),
     )
 
 
 def _cost(done: Mapping[str, Sequence[Values]]) -> Table:
-    """Time and memory of every row, the mean over seeds."""
+    """Time of every row, the mean over seeds, and the most memory."""
     rows = []
     for row, results in done.items():
         on_experts = mean(result.get("experts_seconds", 0.0) for result in results)
+        stored = results[0]["stored"]
         rows.append(
             [
                 row,
                 duration(mean(result["seconds"] for result in results)),
                 duration(on_experts) if on_experts else "",
                 size(max(result["peak_bytes"] for result in results)),
-                "" if row == FULL else size(results[0]["stored"]["file_bytes"]),
+                "" if row == FULL else f"{stored['file_bytes'] + stored['side_bytes']:,}",
             ]
         )
-    columns = ["", "condensed and scored", "experts made", "peak memory", "file"]
-    return Table("what it took, a seed", columns, rows)
+    columns = ["", "condensed and scored", "experts made", "peak memory so far", "bytes of files"]
+    return Table("what it took: time a seed, memory of the whole process until then", columns, rows)
 
 
 def _accuracies(done: Mapping[str, Sequence[Values]]) -> dict[str, list[float]]:
@@ -283,8 +358,9 @@ def _overview(parts: Sequence[Part]) -> Table | None:
     """The main rows of several runs side by side."""
     if len(parts) == 1:
         return None
-    rows = [[part.title, part.folder, *(part.headline or ("", "", ""))] for part in parts]
-    return Table("all of them", ["", "folder", "images/class", "bytes", "accuracy"], rows)
+    rows = [[part.title, part.folder, *(part.headline or ("", "", "", "", "", ""))] for part in parts]
+    columns = ["", "folder", "data", "network", "images/class", "bytes", "accuracy %", "± over"]
+    return Table("side by side; other data, images or networks are no comparison", columns, rows)
 
 
 def _file(path: Path, title: str) -> Picture:

@@ -65,7 +65,8 @@ def of_run(title: str, results: Sequence[Mapping[str, Values]]) -> Summary:
         columns = [*columns[:5], "first seed %", "networks", "over seeds %", "seeds"]
     smoke = bool(results[0]) and next(iter(results[0].values()))["smoke"]
     full = "; row full counts its bytes as uint8" if FULL in results[0] else ""
-    notes = [*([SMOKED] if smoke else []), f"± is the sample standard deviation over n{full}"]
+    over = "over networks and over seeds" if len(results) > 1 else "over n"
+    notes = [*([SMOKED] if smoke else []), f"± is the sample standard deviation {over}{full}"]
     notes += [
         _guaranteed(row, first["privacy"], len(results)) for row, first in results[0].items() if "privacy" in first
     ]

@@ -24,6 +24,8 @@ def _report(options: argparse.Namespace, keys: Values) -> None:
     path: Path = options.out or options.folders[0] / NAME
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file, as in --out {path / NAME}")
+    if path.suffix != ".html":
+        raise UserError(f"a report is an HTML file: name one that ends in .html, as in --out {NAME}; got {path}")
     save_report(options.folders, path)
     print(f"report: {path}")
 
