@@ -95,8 +95,7 @@ def told_to() -> None:
 class Worker:
     """A process of its own for a piece of work, which compiles at once and measures when it is told to.
 
-    What ``plan`` says is held against a first run, which finds nothing compiled: compiling takes some 90 MiB more than
-    reading what was.
+    What ``plan`` says is held against a first run, which finds nothing compiled.
     """
 
     def __init__(self, name: str, given: Sequence[str]) -> None:

@@ -30,8 +30,8 @@ PLANNED = (
         for how in ("planned", "measured", "ratio")
     ),
 )
-# The factors that ``plan`` is held to.
-WITHIN = {"episode_seconds": 2.0, "evaluation_seconds_a_network": 2.0, "bytes": 1.25, "condense_bytes": 1.25}
+# The factors that ``plan`` is held to. Of condensing alone half the memory is the compiler's, never twice the same.
+WITHIN = {"episode_seconds": 2.0, "evaluation_seconds_a_network": 2.0, "bytes": 1.25, "condense_bytes": 1.6}
 NOT_MEASURED = "Not measured yet.\n"
 
 
