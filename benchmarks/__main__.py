@@ -57,9 +57,8 @@ def one(
         precisions["bfloat16"] = torch.bfloat16
     before = _rates(precisions, bench.device)
     found = measure(work, first, repeats, bench.device, patience, profiled)
-    after = (
-        before if bench.quick else _rates(precisions, bench.device)
-    )  # of both the better: what else runs can only slow them down
+    after = before if bench.quick else _rates(precisions, bench.device)
+    # Of both the better: what else runs can only slow them down.
     *rates_seen, copied = (max(pair) for pair in zip(before, after, strict=True))
     rates = dict(zip(precisions, rates_seen, strict=True))
     base = found[0].median

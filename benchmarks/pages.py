@@ -30,7 +30,7 @@ PLANNED = (
         for how in ("planned", "measured", "ratio")
     ),
 )
-# The factors that ``plan`` is held to. Of condensing alone half the memory is the compiler's, never twice the same.
+# The factors that ``plan`` is held to. Of condensing alone half the memory is the compiler's and differs each time.
 WITHIN = {"episode_seconds": 2.0, "evaluation_seconds_a_network": 2.0, "bytes": 1.25, "condense_bytes": 1.6}
 NOT_MEASURED = "Not measured yet.\n"
 

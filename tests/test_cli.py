@@ -333,6 +333,23 @@ def test_mistake__a_class_named_as_the_data_set(capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "digits-lodm", "--seeds", "2"], "condensate run --resume here\n"),
+        (["continual", "digits-lodm"], "condensate continual --resume here\n"),
+        (["privacy", "digits-lodm"], "condensate privacy --resume here\n"),
+    ],
+)
+def test_interrupted__whatever_it_is__goes_on_as_a_whole(capsys, monkeypatch, words, said):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Condensation, "condense", stop)
+    assert main([*words, *QUICK, "--out", "here"]) == 130
+    assert f"condensate: interrupted; go on with it: {said}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("checkpoint", "said"), [(1, "goes on after 2 of 3"), (500, "begins anew, for it was stopped")]
 )
 def test_run__interrupted__says_how_to_go_on_and_where_it_does(capsys, monkeypatch, checkpoint, said):

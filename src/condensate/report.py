@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from condensate import summaries
 from condensate.console import duration, percent, size
@@ -18,6 +18,7 @@ from condensate.figures import save_accuracies, save_losses
 from condensate.recipe import Recipe, Values
 from condensate.records import read_json, write
 from condensate.rows import FULL
+from condensate.runs import seed_folders
 from condensate.schema import complete
 from condensate.sheets import find, shipped
 from condensate.summaries import Summary, Table
@@ -44,6 +45,26 @@ class Picture:
     drawn: bool = False
 
 
+class Headline(NamedTuple):
+    """The main row in short.
+
+    Args:
+        data: Name and split of the images that score.
+        network: The first that scores.
+        images_per_class: Of the set.
+        bytes: Of its tensors.
+        accuracy: In percent, with its spread over seeds, or over networks where there is one seed.
+        over: How many seeds and networks.
+    """
+
+    data: str
+    network: str
+    images_per_class: str
+    bytes: str
+    accuracy: str
+    over: str
+
+
 @dataclass
 class Part:
     """What is shown of one folder.
@@ -54,7 +75,7 @@ class Part:
         about: Terms and what they are here.
         words: That do the same again, an option with its value each.
         beside: What must lie beside for that.
-        headline: Of the main row, where there is one: data, network, images per class, bytes, accuracy, of how many.
+        headline: Of the main row, where it is finished and no smoke run.
         summary: Tables and notes; absent where nothing is finished.
         cost: Time and memory, where something is finished.
         missing: What is not finished.
@@ -68,7 +89,7 @@ class Part:
     words: list[str]
     beside: str
     recipe: str
-    headline: tuple[str, ...] | None = None
+    headline: Headline | None = None
     summary: Summary | None = None
     cost: Table | None = None
     missing: list[str] = field(default_factory=list)
@@ -96,7 +117,7 @@ def save_report(folders: Sequence[Path], path: Path) -> None:
 
 def read(folder: Path) -> Part:
     """What there is to show of a folder."""
-    seeds = sorted((f for f in folder.glob("seed*") if _is_run(f)), key=_seed)
+    seeds = [seed for seed in seed_folders(folder) if _is_run(seed)]
     if not seeds and not _is_run(folder):
         raise UserError(
             f"{folder} holds no run; name the folder that condensate run, continual or privacy gave as its run folder"
@@ -137,12 +158,6 @@ def _is_run(folder: Path) -> bool:
     return (folder / "environment.json").is_file() and (folder / "recipe.yaml").is_file()
 
 
-def _seed(folder: Path) -> int:
-    """Of a folder ``seed<k>``."""
-    number = folder.name.removeprefix("seed")
-    return int(number) if number.lstrip("-").isdigit() else 0
-
-
 def _elsewhere(values: Any, key: str = "") -> Any:
     """The same without the places of this machine."""
     if isinstance(values, Mapping):
@@ -168,7 +183,7 @@ def _about(recipe: Recipe, begun: Values) -> dict[str, str]:
         "start": _named(recipe["start"]),
         "network": _named(recipe["network"]),
         "episodes": f"{episodes:,}{share}",
-        "machine": f"{begun['device']}, {machine['processor']}, {counted(machine['threads'], 'thread')}"
+        "machine": f"{begun['device']}, {machine['processor']}, {_counted(machine['threads'], 'thread')}"
         + (f", {begun['processes']} processes" if begun.get("processes", 1) > 1 else ""),
         "versions": ", ".join(f"{name} {version}" for name, version in begun["versions"].items())
         + (f", commit {begun['commit']}" if begun["commit"] else ""),
@@ -268,26 +283,26 @@ def _how_far(row: str, folder: Path, networks: int) -> str:
         return f"{row}, {folder}: networks scored: {', '.join(counts)}"
     if (folder / "synthetic.safetensors").is_file():
         return f"{row}, {folder}: its set is saved, not scored yet"
-    done = f"{counted(episodes, 'episode')} logged" if episodes else "nothing done yet"
+    done = f"{_counted(episodes, 'episode')} logged" if episodes else "nothing done yet"
     return f"{row}, {folder}: {done}"
 
 
-def counted(number: int, what: str) -> str:
+def _counted(number: int, what: str) -> str:
     """So many of it, in words."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
-def _headline(recipe: Recipe, results: Sequence[Values]) -> tuple[str, ...]:
+def _headline(recipe: Recipe, results: Sequence[Values]) -> Headline:
     stored, scores = results[0]["stored"], [result["evaluation"][0] for result in results]
     means, networks = [score["mean"] for score in scores], sum(len(score["accuracies"]) for score in scores)
     spread = stdev(means) if len(means) > 1 else scores[0]["std"]
-    return (
+    return Headline(
         f"{recipe['data']['name'] or 'folder'}, {recipe.evaluate.split}",
         scores[0]["network"],
         f"{stored['images_per_class']:,}",
         f"{stored['tensor_bytes']:,}",
         percent(mean(means), spread),
-        (f"{counted(len(means), 'seed')}, " if len(means) > 1 else "") + counted(networks, "network"),
+        (f"{_counted(len(means), 'seed')}, " if len(means) > 1 else "") + _counted(networks, "network"),
     )
 
 
@@ -358,7 +373,7 @@ def _overview(parts: Sequence[Part]) -> Table | None:
     """The main rows of several runs side by side."""
     if len(parts) == 1:
         return None
-    rows = [[part.title, part.folder, *(part.headline or ("", "", "", "", "", ""))] for part in parts]
+    rows = [[part.title, part.folder, *(part.headline or [""] * 6)] for part in parts]
     columns = ["", "folder", "data", "network", "images/class", "bytes", "accuracy %", "± over"]
     return Table("side by side; other data, images or networks are no comparison", columns, rows)
 

@@ -37,6 +37,12 @@ def new_folder(name: str, root: Path = Path("runs")) -> Path:
             number += 1
 
 
+def seed_folders(folder: Path) -> list[Path]:
+    """The folders ``seed<k>`` of a run of several seeds, by seed; of a run of one there is none."""
+    found = {int(path.name[4:]): path for path in folder.glob("seed*") if path.name[4:].lstrip("-").isdigit()}
+    return [found[seed] for seed in sorted(found)]
+
+
 def check_free(folder: Path) -> None:
     """Refuse an explicit output folder that has anything in it."""
     if folder.exists() and not folder.is_dir():
@@ -114,11 +120,7 @@ class Run:
             self.session.ranks.once(lambda: held.enter_context(alone_in(self.folder)))
             for name, recipe in self.rows.items():
                 folder = self.folder if name == self.recipe.name else self.folder / "compare" / name
-                try:
-                    results[name] = Row(name, recipe, folder, self.data[name], self.session).run()
-                except KeyboardInterrupt as error:
-                    error.add_note(f"go on with it: condensate run --resume {self.folder}")
-                    raise
+                results[name] = Row(name, recipe, folder, self.data[name], self.session).run()
         return results
 
 

@@ -2,8 +2,10 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -121,6 +123,16 @@ def positive(text: str) -> int:
 def recipe_option(parser: argparse.ArgumentParser) -> None:
     """The argument RECIPE."""
     parser.add_argument("recipe", metavar="RECIPE", help="a shipped name or the path of a YAML file")
+
+
+@contextmanager
+def resumable(command: str, folder: Path) -> Iterator[None]:
+    """Have an interruption in the block say how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        error.add_note(f"go on with it: condensate {command} --resume {folder}")
+        raise
 
 
 def show_summary(summary: Summary) -> None:

@@ -11,6 +11,7 @@ from condensate.commands.base import (
     positive,
     ranks_options,
     read_recipe,
+    resumable,
     show_summary,
 )
 from condensate.errors import UserError
@@ -35,7 +36,7 @@ def _run(options: argparse.Namespace, keys: Values) -> None:
         if options.recipe or options.out or options.seeds or keys or options.smoke:
             raise UserError("--resume takes everything from the folder: give no RECIPE, --out, --seeds, --smoke or key")
         top = options.resume
-        folders = sorted(top.glob("seed*"), key=_seed_number) or [top]
+        folders = runs.seed_folders(top) or [top]
         jobs = [runs.reopen(folder, device, display, options.threads, ranks) for folder in folders]
     else:
         if not options.recipe:
@@ -53,15 +54,11 @@ def _run(options: argparse.Namespace, keys: Values) -> None:
         folders = [top / f"seed{seed}" for seed in seeds] if options.seeds else [top]
         jobs = [first.at(folder, seed) for folder, seed in zip(folders, seeds, strict=True)]
     display.say(f"run folder: {top}")
-    results = [job.run() for job in jobs]
+    with resumable("run", top):
+        results = [job.run() for job in jobs]
     if ranks.first:
         show_summary(of_run(jobs[0].recipe.name, results))
         print(f"pictures: {jobs[0].folder / 'images.png'}")
-
-
-def _seed_number(folder: Path) -> int:
-    number = folder.name.removeprefix("seed")
-    return int(number) if number.lstrip("-").isdigit() else 0
 
 
 RUN = Command("Condense, save, train networks on the result and score them.", _run_options, _run, alone=None)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from condensate.commands.base import chosen_device, machine_options, positive
+from condensate.commands.base import chosen_device, machine_options, positive, resumable
 from condensate.console import Display
 from condensate.errors import UserError
 from condensate.recipe import Recipe, Values
@@ -76,4 +76,5 @@ def carry_out(
         study = prepare(recipe, Session(device, display, changes, options.smoke, command))
         study = study.at(options.out or new_folder(recipe.name))
     display.say(f"run folder: {study.folder}")
-    return study.folder, study.run(options.jobs)
+    with resumable(command, study.folder):
+        return study.folder, study.run(options.jobs)
