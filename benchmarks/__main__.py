@@ -91,21 +91,24 @@ def told_to() -> None:
         raise SystemExit("the benchmark ended before it was this work's turn")
 
 
+# By the GNU C library's own variables: large blocks, too, come from memory that is kept.
+KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**34), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+
+
 class Worker:
     """A process of its own for a piece of work, which compiles at once and measures when it is told to.
 
     What ``plan`` says is held against a first run, which finds nothing compiled.
     """
 
-    def __init__(self, name: str, given: Sequence[str]) -> None:
+    def __init__(self, name: str, given: Sequence[str], kept: bool = False) -> None:
         self.name, self.folder, self.ready = name, tempfile.TemporaryDirectory(), False
         self.file, self.said = Path(self.folder.name) / "rows.json", Path(self.folder.name) / "said"
         command = [sys.executable, "-m", "benchmarks", *given, "--one", name, "--json", str(self.file)]
         fresh = {"TORCHINDUCTOR_CACHE_DIR": str(Path(self.folder.name) / "compiled")} if name in PLANS else {}
+        surroundings = os.environ | fresh | (KEPT if kept else {})
         with self.said.open("w") as said:
-            self.process = subprocess.Popen(
-                command, stdin=PIPE, stdout=PIPE, stderr=said, text=True, env=os.environ | fresh
-            )
+            self.process = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=said, text=True, env=surroundings)
 
     def wait(self) -> None:
         """Until it is ready, or failed."""
@@ -155,6 +158,11 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="also say what the time of every way goes to")
     parser.add_argument("--together", action="store_true", help="compile all works at once, then measure one by one")
     parser.add_argument("--quick", action="store_true", help="few works, narrow networks, three repeats: two minutes")
+    parser.add_argument(
+        "--keep-memory",
+        action="store_true",
+        help="with glibc: freed memory is kept for what comes next, all ways alike",
+    )
     parser.add_argument("--only", nargs="+", choices=[*WORKS, *PLANS], help="absent: all")
     parser.add_argument("--one", choices=[*WORKS, *PLANS], help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, help="write the table here, too")
@@ -171,7 +179,7 @@ def main() -> None:
     given += ["--quick"] if options.quick else []
     given += ["--profile"] if options.profile else []
     names = options.only or (QUICK if options.quick else [*WORKS, *PLANS])
-    workers: Iterable[Worker] = (Worker(name, given) for name in names)
+    workers: Iterable[Worker] = (Worker(name, given, options.keep_memory) for name in names)
     if options.together:
         workers = list(workers)
         for worker in workers:
@@ -183,7 +191,8 @@ def main() -> None:
         rows += worker.rows()
         if options.json:  # after each, for a run that is stopped
             options.json.parent.mkdir(parents=True, exist_ok=True)
-            content = {"real_images": options.data is not None, "quick": options.quick, **environment(bench.device)}
+            asked = {"quick": options.quick, "kept_memory": options.keep_memory}
+            content = {"real_images": options.data is not None, **asked, **environment(bench.device)}
             options.json.write_text(json.dumps(content | {"rows": rows}, indent=1) + "\n")
     networks = f"ConvNets of width {bench.width}, {bench.batch_real} real images a class"
     show_table(f"{networks}, {torch.get_num_threads()} threads", COLUMNS, [shown(row) for row in rows])

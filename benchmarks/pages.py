@@ -35,14 +35,15 @@ WITHIN = {"episode_seconds": 2.0, "evaluation_seconds_a_network": 2.0, "bytes": 
 NOT_MEASURED = "Not measured yet.\n"
 
 
-KINDS_OF_MACHINE = ("cpu", "cpu-float32", "cuda")
+KINDS_OF_MACHINE = ("cpu", "cpu-float32", "cpu-float32-kept", "cuda")
 
 
 def kind(report: Row) -> str:
-    """Of the machine of a report: with which numbers it computes."""
+    """Of the machine of a report: with which numbers it computes, and whether freed memory was kept."""
     if report["device"] != "cpu":
         return "cuda"
-    return "cpu" if report["machine"]["bfloat16"] else "cpu-float32"
+    numbers = "cpu" if report["machine"]["bfloat16"] else "cpu-float32"
+    return f"{numbers}-kept" if report.get("kept_memory") else numbers
 
 
 def add(report: Row, folder: Path = EVIDENCE) -> Path:

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -227,11 +228,17 @@ def experts(recipe: Recipe, data: ImageData, outputs: int | None = None) -> Stor
     return Store(root, kind, options.count, epochs, _experts_command(recipe))
 
 
+@cache
+def _as_shipped(name: str) -> Values:
+    """The values of a shipped recipe to which nothing was said; not to be changed."""
+    return resolve(name).values
+
+
 def _experts_command(recipe: Recipe) -> str:
     """The command line that makes a recipe's experts."""
     if recipe.name not in shipped():
         return "condensate experts FILE.yaml, with the recipe's file and the same --section.key values as here"
-    words, usual = [f"condensate experts {recipe.name}"], resolve(recipe.name).values
+    words, usual = [f"condensate experts {recipe.name}"], _as_shipped(recipe.name)
     for section in ("data", "network", "augment", "objective", "experts"):
         for key, value in recipe[section].items():
             if section == "experts" and key == "store" and value and (Path(value) / "manifest.json").is_file():

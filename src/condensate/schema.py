@@ -29,7 +29,7 @@ def complete(name: str, values: Values, about: Mapping[str, str] | None = None) 
         raise UserError(one_line(error)) from error
     parsed = {
         section: {**default, **given.get(section, {})} if isinstance(default, dict) else given.get(section, default)
-        for section, default in parser.get_defaults(skip_validation=True).as_dict().items()
+        for section, default in _defaults(parser).items()
     }
     known = set(known_keys(parser))
     for action in (action for action in parser._actions if action.dest in known):
@@ -153,6 +153,13 @@ def _parser(values: Values) -> ArgumentParser:
             raise unknown(section, str(name), registry)
         named.append((section, name, tuple(registry.items())))
     return _parser_of(tuple(named), tuple(section for section in STUDIES if section in values))
+
+
+@functools.cache
+def _defaults(parser: ArgumentParser) -> Values:
+    """What its keys are where a recipe is silent: found once, for that takes as long as all that is said."""
+    defaults: Values = parser.get_defaults(skip_validation=True).as_dict()
+    return defaults
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import version
 from typing import Any, ClassVar
 
@@ -190,6 +191,7 @@ def sample_rate(batch_real: int, classes: int, real: int) -> float:
     return min(1.0, batch_real * classes / real)
 
 
+@cache  # seconds each, and asked for by plan, row and artefact of a run alike
 def epsilon(noise_multiplier: float, rate: float, episodes: int, delta: float) -> float:
     """Upper bound of epsilon after so many episodes, by Renyi differential privacy.
 
