@@ -2,6 +2,10 @@
 
 import io
 import json
+import os
+import platform
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -165,6 +169,52 @@ def test_program__failed_work_is_told():
     (row,) = worker.rows()
     assert (row["work"], row["way"]) == ("artefact", "failed")
     assert "nowhere" in row["note"]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the variables are those of the GNU C library")
+def test_kept_memory__is_not_asked_of_the_system_anew():
+    block_used_again = """
+import ctypes, resource
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = libc.malloc(2**26)
+    ctypes.memset(block, 1, 2**26)
+    libc.free(block)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+    def pages_of_the_second_time(surroundings: dict[str, str]) -> int:
+        command = [sys.executable, "-c", block_used_again]
+        return int(subprocess.run(command, env=os.environ | surroundings, check=True, capture_output=True).stdout)
+
+    whole = 2**26 // os.sysconf("SC_PAGE_SIZE")
+    assert pages_of_the_second_time({}) > whole / 2
+    assert pages_of_the_second_time(program.KEPT) < whole / 100
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_program__keeps_memory_if_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kept: bool):
+    seen: list[bool] = []
+
+    class Noted(program.Worker):
+        def __init__(self, name: str, given: list[str], kept: bool) -> None:
+            seen.append(kept)
+            super().__init__("artefact", ["--device", "nowhere"], kept)
+            of_process = Path(f"/proc/{self.process.pid}/environ")
+            if of_process.is_file():
+                assert (b"MALLOC_TRIM_THRESHOLD_" in of_process.read_bytes()) == kept
+
+    monkeypatch.setattr(program, "Worker", Noted)
+    asked = ["--keep-memory"] if kept else []
+    monkeypatch.setattr(
+        sys, "argv", ["benchmarks", "--only", "artefact", "--json", str(tmp_path / "told.json"), *asked]
+    )
+    program.main()
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert seen == [kept] == [told["kept_memory"]]
+    assert pages.kind(told).endswith("-kept") == kept
 
 
 def test_program__work_is_measured_when_it_is_its_turn(bench: Bench, known_rates: None):
