@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,52 @@ def test_fill__time_is_up__ends_in_time_and_says_what_goes_on(tmp_path):
     assert time.monotonic() - began < 10
     assert said.stopped == [long.path], said
     assert (said.done, said.left) == ([], 2)
+
+
+class Asked:
+    """Stands in for a process that ends when it is asked to, or has to be killed."""
+
+    def __init__(self, listens: bool) -> None:
+        self.listens, self.alive, self.killed = listens, True, False
+
+    def terminate(self) -> None:
+        self.alive = not self.listens
+
+    def join(self, timeout: float | None = None) -> None:
+        assert timeout is not None or not self.alive
+
+    def is_alive(self) -> bool:
+        return self.alive
+
+    def kill(self) -> None:
+        self.alive, self.killed = False, True
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_end__killed_only_if_it_does_not_listen(listens):
+    process = Asked(listens)
+    machine_module._end(process)
+    assert not process.alive
+    assert process.killed != listens
+
+
+def test_work__asked_to_end__says_so_and_gives_back_what_it_took(tmp_path, monkeypatch):
+    def asked_twice(*_):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:
+            os.kill(os.getpid(), signal.SIGTERM)  # as who ends a group of processes does
+            raise
+        raise AssertionError("goes on though it was asked to end")
+
+    monkeypatch.setattr(machine_module, "run_cell", asked_twice)
+    ours, theirs = get_context("spawn").Pipe(duplex=False)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        machine_module._work(CELL, place(tmp_path), 60.0, theirs)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ours.recv() == (machine_module.STOPPED, "")
 
 
 def test_fill__what_cannot_be_run__is_left_out_with_the_reason(tmp_path):

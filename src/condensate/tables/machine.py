@@ -1,10 +1,12 @@
 """The machine that fills the tables: the next missing cells, within a time, whatever stopped it before."""
 
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from traceback import print_exc
 
@@ -24,6 +26,7 @@ from condensate.tables.layout import Cell
 
 DONE, STOPPED, REFUSED, FAILED = "done", "stopped", "refused", "failed"
 SHORTEST = 5.0  # seconds; with less left nothing is begun
+LAST_SECONDS = 5.0  # for a process that was asked to end
 
 
 @dataclass
@@ -108,8 +111,7 @@ def _attempt(cell: Cell, place: Place, until: float) -> tuple[str, str]:
     try:
         process.join(max(0.0, until - time.monotonic()))
         if process.exitcode is None:
-            process.kill()  # a long piece of work, such as one network's training, is done again next time
-            process.join()
+            _end(process)  # a long piece of work, such as one network's training, is done again next time
             return (DONE, "") if finished(place.results, cell) else (STOPPED, "")
         try:
             state, why = ours.recv()
@@ -117,15 +119,24 @@ def _attempt(cell: Cell, place: Place, until: float) -> tuple[str, str]:
             return FAILED, f"its process ended with {process.exitcode}"
         return str(state), str(why)
     finally:
-        if process.is_alive():
-            process.kill()
+        _end(process)
         ours.close()
+
+
+def _end(process: BaseProcess) -> None:
+    """End a process: asked to, it gives back what it took from the system; one that does not listen is killed."""
+    process.terminate()
+    process.join(LAST_SECONDS)
+    if process.is_alive():
+        process.kill()
+        process.join()
 
 
 def _work(cell: Cell, place: Place, seconds: float, answer: Connection) -> None:
     """What the process of a cell does."""
     until = time.monotonic() + seconds
     end_with_parent()
+    signal.signal(signal.SIGTERM, _stop)
     torch.set_num_threads(place.threads)
     try:
         run_cell(cell, place, until)
@@ -137,6 +148,11 @@ def _work(cell: Cell, place: Place, seconds: float, answer: Connection) -> None:
     except Exception as error:
         print_exc()
         answer.send((FAILED, repr(error)))
+
+
+def _stop(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # who ends a group of processes sends it twice
+    raise KeyboardInterrupt
 
 
 def run_cell(cell: Cell, place: Place, until: float | None = None) -> None:
