@@ -40,9 +40,7 @@ KINDS_OF_MACHINE = ("cpu", "cpu-float32", "cpu-float32-kept", "cuda")
 
 def kind(report: Row) -> str:
     """Of the machine of a report: with which numbers it computes, and whether freed memory was kept."""
-    if report["device"] != "cpu":
-        return "cuda"
-    numbers = "cpu" if report["machine"]["bfloat16"] else "cpu-float32"
+    numbers = "cuda" if report["device"] != "cpu" else "cpu" if report["machine"]["bfloat16"] else "cpu-float32"
     return f"{numbers}-kept" if report.get("kept_memory") else numbers
 
 
