@@ -8,7 +8,7 @@ import condensate
 ROOT = Path(condensate.__file__).parent
 
 LAYERS = [
-    {"errors"},
+    {"errors", "ending"},
     {"atomic"},
     {"streams", "whitening", "ranks", "recording", "compute"},
     {"augment", "classic", "networks"},

@@ -6,9 +6,8 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from threading import current_thread, main_thread
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ import yaml
 from condensate import __version__
 from condensate.commands import COMMANDS
 from condensate.commands.base import note
+from condensate.ending import Terminated, raised_when_terminated
 from condensate.errors import UserError, unknown
 from condensate.ranks import ALONE, TIMEOUT, Ranks
 from condensate.recipe import Values
@@ -50,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ranks = ALONE
     try:
         ranks = Ranks.of_torchrun()
-        with warnings.catch_warnings(), _ending_well(ranks):
+        # several processes, which wait for one another, are ended by SIGTERM at once
+        ending = raised_when_terminated() if ranks.world == 1 else nullcontext()
+        with warnings.catch_warnings(), ending:
             warnings.showwarning = note if ranks.first else _nothing
             _execute(given[0], given[1:], ranks)
     except UserError as error:
@@ -77,29 +79,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"condensate: {how}", file=sys.stderr)
         return 143 if ended else 130
     return 0
-
-
-class Terminated(KeyboardInterrupt):
-    """The process was asked to end, by SIGTERM, and does so as it would by Ctrl-C: with its helpers."""
-
-
-@contextmanager
-def _ending_well(ranks: Ranks) -> Iterator[None]:
-    """Have SIGTERM raise in the block; among several processes, which wait for one another, it ends them at once."""
-    if ranks.world > 1 or current_thread() is not main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        yield
-    finally:
-        if signal.getsignal(signal.SIGTERM) is _terminate:
-            signal.signal(signal.SIGTERM, before)
-
-
-def _terminate(*_: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # who ends a group of processes sends it twice
-    raise Terminated
 
 
 def _tell(ranks: Ranks, why: str) -> None:

@@ -1,16 +1,14 @@
 """Independent parts of a study, one after another or several at once."""
 
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait
-from threading import Thread
+from multiprocessing import get_context
 from typing import Any
 
 import torch
 
+from condensate.ending import end_with_parent
 from condensate.errors import UserError
 
 
@@ -59,15 +57,3 @@ def _begin(threads: int) -> None:
 
 def _nothing() -> None:
     """Have a process and a result."""
-
-
-def end_with_parent() -> None:
-    """Let this process end with the one that started it, however that ends."""
-    parent = parent_process()
-    if parent is not None:
-        Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _end_with(sentinel: int) -> None:
-    wait([sentinel])
-    os._exit(1)

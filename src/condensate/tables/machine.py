@@ -1,6 +1,5 @@
 """The machine that fills the tables: the next missing cells, within a time, whatever stopped it before."""
 
-import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -15,12 +14,12 @@ import torch
 from condensate import runs
 from condensate.atomic import alone_in
 from condensate.console import Display, duration
+from condensate.ending import end_with_parent, raised_when_terminated
 from condensate.errors import UserError
 from condensate.recipe import Recipe
 from condensate.rows import Row
 from condensate.sessions import OutOfTime, Session
 from condensate.studies import continual
-from condensate.studies.workers import end_with_parent
 from condensate.tables.evidence import finished
 from condensate.tables.layout import Cell
 
@@ -136,10 +135,10 @@ def _work(cell: Cell, place: Place, seconds: float, answer: Connection) -> None:
     """What the process of a cell does."""
     until = time.monotonic() + seconds
     end_with_parent()
-    signal.signal(signal.SIGTERM, _stop)
     torch.set_num_threads(place.threads)
     try:
-        run_cell(cell, place, until)
+        with raised_when_terminated():
+            run_cell(cell, place, until)
         answer.send((DONE, ""))
     except (OutOfTime, KeyboardInterrupt):
         answer.send((STOPPED, ""))
@@ -148,11 +147,6 @@ def _work(cell: Cell, place: Place, seconds: float, answer: Connection) -> None:
     except Exception as error:
         print_exc()
         answer.send((FAILED, repr(error)))
-
-
-def _stop(*_: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # who ends a group of processes sends it twice
-    raise KeyboardInterrupt
 
 
 def run_cell(cell: Cell, place: Place, until: float | None = None) -> None:
