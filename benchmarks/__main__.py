@@ -7,6 +7,7 @@ own and the machine's rates measured beside it; times are medians of interleaved
 import argparse
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -148,8 +149,8 @@ def shown(row: Row) -> list[str]:
 COLUMNS = ["work", "way", "seconds", "min .. max", "faster", "of product rate", "of copy rate", "first", "memory"]
 
 
-def main() -> None:
-    """Measure, print, write."""
+def options_of(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """What a command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--data", help="folder with CIFAR-10's train.parquet and test.parquet; absent: random images")
     parser.add_argument("--device", default="cpu")
@@ -158,15 +159,20 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="also say what the time of every way goes to")
     parser.add_argument("--together", action="store_true", help="compile all works at once, then measure one by one")
     parser.add_argument("--quick", action="store_true", help="few works, narrow networks, three repeats: two minutes")
-    parser.add_argument(
-        "--keep-memory",
-        action="store_true",
-        help="with glibc: freed memory is kept for what comes next, all ways alike",
-    )
+    kept = "with glibc: freed memory is kept for what comes next, all ways alike"
+    parser.add_argument("--keep-memory", action="store_true", help=kept)
     parser.add_argument("--only", nargs="+", choices=[*WORKS, *PLANS], help="absent: all")
     parser.add_argument("--one", choices=[*WORKS, *PLANS], help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, help="write the table here, too")
-    options = parser.parse_args()
+    options = parser.parse_args(given)
+    if options.keep_memory and platform.libc_ver()[0] != "glibc":
+        parser.error("--keep-memory is a setting of the GNU C library, which this Python does not run on")
+    return options
+
+
+def main() -> None:
+    """Measure, print, write."""
+    options = options_of()
     bench = Bench(torch.device(options.device), options.data, options.quick)
     repeats = 3 if options.quick else max(3, options.repeats)
     patience = min(options.patience, 10) if options.quick else options.patience

@@ -35,7 +35,7 @@ WITHIN = {"episode_seconds": 2.0, "evaluation_seconds_a_network": 2.0, "bytes": 
 NOT_MEASURED = "Not measured yet.\n"
 
 
-KINDS_OF_MACHINE = ("cpu", "cpu-float32", "cpu-float32-kept", "cuda")
+KINDS_OF_MACHINE = ("cpu", "cpu-kept", "cpu-float32", "cpu-float32-kept", "cuda")
 
 
 def kind(report: Row) -> str:

@@ -210,6 +210,7 @@ def test_program__keeps_memory_if_asked(monkeypatch: pytest.MonkeyPatch, tmp_pat
                 assert (b"MALLOC_TRIM_THRESHOLD_" in of_process.read_bytes()) == kept
 
     monkeypatch.setattr(program, "Worker", Noted)
+    monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.36"))
     asked = ["--keep-memory"] if kept else []
     monkeypatch.setattr(
         sys, "argv", ["benchmarks", "--only", "artefact", "--json", str(tmp_path / "told.json"), *asked]
@@ -218,6 +219,16 @@ def test_program__keeps_memory_if_asked(monkeypatch: pytest.MonkeyPatch, tmp_pat
     told = json.loads((tmp_path / "told.json").read_text())
     assert seen == [kept] == [told["kept_memory"]]
     assert pages.kind(told).endswith("-kept") == kept
+
+
+def test_program__keeps_memory__by_the_gnu_library_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("platform.libc_ver", lambda: ("", ""))
+    with pytest.raises(SystemExit):
+        program.options_of(["--keep-memory"])
+    assert "GNU C library" in capsys.readouterr().err
+    assert not program.options_of([]).keep_memory
 
 
 def test_program__work_is_measured_when_it_is_its_turn(bench: Bench, known_rates: None):
