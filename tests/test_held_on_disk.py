@@ -22,6 +22,7 @@ from condensate import (
 )
 from condensate.console import Display
 from condensate.data import Split, imagefile, load
+from condensate.objectives import OBJECTIVES
 from condensate.recipe import Recipe
 from condensate.sessions import Session
 from condensate.sheets import resolve
@@ -90,7 +91,7 @@ def test_run__on_disk__same_bytes_as_in_memory(tmp_path: Path, monkeypatch: pyte
 
 
 def test_resume__on_disk__equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    recipe, matching = on_disk(tiny(), 1), runs.assemble.OBJECTIVES["dm"]
+    recipe, matching = on_disk(tiny(), 1), OBJECTIVES["dm"]
     whole, original = carried_out(recipe, tmp_path / "whole"), matching.episode
     with monkeypatch.context() as patch:
         patch.setattr(matching, "episode", lambda *a: original(*a) if a[2] < 3 else 1 / 0)

@@ -23,7 +23,7 @@ LAYERS = [
     {"records"},
     {"assemble"},
     {"settling"},
-    {"pictures", "figures", "console"},
+    {"pictures", "figures", "console", "rates", "peaks"},
     {"scoring", "planning", "sessions"},
     {"condensing"},
     {"rows"},

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from condensate import Compute, Streams, assemble, build_network, planning
+from condensate import Compute, Streams, assemble, build_network, peaks, planning, rates
 from condensate.networks import forward_operations
 from condensate.sheets import resolve
 from condensate.training import trained_at_once
@@ -59,8 +59,7 @@ def test_plan__compiled_training__pieces_but_of_batch_statistics():
         """Bytes by which pieces make training cheaper."""
         recipe = resolve("cifar10-dm-ipc10", {"network": {"width": 16, "norm": norm}, "compute": eager})
         whole, pieces = (
-            max(planning._peaks(recipe, (3, 32, 32), 10, 2560, 2560, piece, torch.device("cpu")))
-            for piece in (None, 32)
+            max(peaks.peaks(recipe, (3, 32, 32), 10, 2560, 2560, piece, torch.device("cpu"))) for piece in (None, 32)
         )
         return whole - pieces
 
@@ -70,14 +69,14 @@ def test_plan__compiled_training__pieces_but_of_batch_statistics():
 
 def test_plan__images_of_any_size__training_and_scoring_take_no_more(monkeypatch):
     """So many pixels go through a network at once, whatever an image has of them."""
-    monkeypatch.setattr(planning, "SCRATCH_BYTES", 0)
+    monkeypatch.setattr(peaks, "SCRATCH_BYTES", 0)
     changes = {"network": {"width": 16}, "compute": {"compile": "never", "precision": "float32"}}
-    peaks = []
+    seen = []
     for side in (32, 64, 128):
         shape, recipe = (3, side, side), resolve("cifar10-dm-ipc10", changes)
         piece = trained_at_once(shape, Compute(), torch.device("cpu"))
-        peaks.append(planning._peaks(recipe, shape, 10, 100, 100, piece, torch.device("cpu"))[1] - 100 * 12 * side**2)
-    assert max(peaks) < 1.6 * min(peaks)
+        seen.append(peaks.peaks(recipe, shape, 10, 100, 100, piece, torch.device("cpu"))[1] - 100 * 12 * side**2)
+    assert max(seen) < 1.6 * min(seen)
 
 
 def test_plan__stream_of_classes__all_its_orders_and_memories():
@@ -106,8 +105,8 @@ def test_measure__there_and_back__takes_the_operations_that_objectives_count_in(
             work()
         return counted.get_total_flops()
 
-    monkeypatch.setattr(planning, "_seconds", operations)
+    monkeypatch.setattr(rates, "_seconds", operations)
     recipe = resolve("cifar10-lodsa-ipc1", {"network": {"width": 8}, "compute": {"compile": "never"}})
-    rates = planning._measure(recipe, (3, 32, 32), 10, 16, torch.device("cpu"))
-    assert rates.features / rates.there_and_back == pytest.approx(3, rel=0.01)
-    assert 2 < rates.scoring / rates.training < 3  # no gradient to the pixels
+    found = rates._measure(recipe, (3, 32, 32), 10, 16, torch.device("cpu"))
+    assert found.features / found.there_and_back == pytest.approx(3, rel=0.01)
+    assert 2 < found.scoring / found.training < 3  # no gradient to the pixels

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from condensate import UserError, assemble, load, runs
 from condensate.console import Display
+from condensate.objectives import OBJECTIVES
 from condensate.objectives.private import epsilon
 from condensate.sessions import Session
 from condensate.sheets import resolve
@@ -102,7 +103,7 @@ class Stopped(Exception):
 
 
 def test_resume__goes_on_from_the_checkpoint_under_new_noise(tmp_path, monkeypatch):
-    matching = assemble.OBJECTIVES["dm-private"]
+    matching = OBJECTIVES["dm-private"]
     original, begun = matching.episode, []
 
     def stopping(objective, synthetic, number):

@@ -25,6 +25,8 @@ from condensate import (
 )
 from condensate.atomic import alone_in
 from condensate.console import Display
+from condensate.networks import NETWORKS
+from condensate.objectives import OBJECTIVES
 from condensate.recipe import Recipe
 from condensate.sessions import Session
 from condensate.sheets import resolve, shipped
@@ -139,7 +141,7 @@ def test_resume__stopped_anywhere__equals_uninterrupted(tmp_path, monkeypatch, m
     ready = runs.prepare(recipe, session(TINY)).at(tmp_path / "parts", 0)
     with monkeypatch.context() as patch:
         if moment == "condense":  # in the sixth episode, after the second checkpoint
-            matching = runs.assemble.OBJECTIVES["dm"]
+            matching = OBJECTIVES["dm"]
             original = matching.episode
             patch.setattr(matching, "episode", lambda *a: stop() if a[2] == 5 else original(*a))
         elif moment == "save":
@@ -191,7 +193,7 @@ def test_prepare__network_too_small_for_the_images__nothing_is_written(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", runs.assemble.NETWORKS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_run__under_any_network(name, tmp_path):
     """Matched and scored on it: its options are recipe keys."""
     network = {"name": name} | ({"norm": "batch"} if name in ("vgg11", "resnet18") else {})
@@ -348,7 +350,7 @@ def test_random_uint8__is_real_images_exactly(tmp_path):
 
 
 def test_resume__goes_on_from_the_checkpoint_not_from_the_start(tmp_path, monkeypatch):
-    matching = runs.assemble.OBJECTIVES["dm"]
+    matching = OBJECTIVES["dm"]
     original, numbers = matching.episode, []
 
     def episode(self, synthetic, number):
@@ -407,7 +409,7 @@ def test_run__missing_experts_are_made_once_and_labels_and_step_size_learned(tmp
 
 def test_resume__learned_labels_and_step_size__equals_uninterrupted(tmp_path, monkeypatch):
     whole = carried_out(matched(tmp_path, compare=[]), tmp_path / "whole")
-    matching = runs.assemble.OBJECTIVES["mtt"]
+    matching = OBJECTIVES["mtt"]
     original, stopped = matching.episode, []
 
     def episode(self, synthetic, number):

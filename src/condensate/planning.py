@@ -1,39 +1,25 @@
 """What a run will take, before it is started."""
 
-import json
 import math
-import time
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from hashlib import sha256
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from condensate import assemble, settling
-from condensate.atomic import replacing
-from condensate.compute import PRECISIONS, like_convolutions, parts
+from condensate.compute import PRECISIONS
 from condensate.data import KNOWN, ImageData, look
-from condensate.data.cache import folder as cache_folder
 from condensate.data.disk import AHEAD
-from condensate.evaluation import HELD_BYTES
 from condensate.networks import NETWORKS, forward_operations
 from condensate.objectives import OBJECTIVES
 from condensate.objectives.trajectory import last_epoch
 from condensate.parameterizations import PARAMETERIZATIONS, Shape
+from condensate.peaks import peaks
+from condensate.rates import COMPILED_GAIN, Rates, measured_rates
 from condensate.recipe import Recipe
 from condensate.streams import Streams
-from condensate.training import scored_at_once, trained_at_once
+from condensate.training import trained_at_once
 from condensate.whitening import check_size, side_bytes
 
-PATIENCE = 0.8  # seconds a measurement goes on for
-# How much faster than eager ones compiled programs are: python -m benchmarks. Two cores: 1.3 (MTT) to 2.2 (training).
-# An H200: 2.6 (MTT) to 3.0; all but MTT was eager in bfloat16, and is held against compiled float32 here.
-COMPILED_GAIN = {"cpu": 1.6, "cuda": 2.5}
-SCRATCH_BYTES = 100 * 2**20  # what libraries take once they are used, whatever the work
-COMPILER_BYTES = 64 * 2**20  # what torch.compile keeps of the programs it has made
 SCORED = 10_000  # images that score, as most data sets have
 INDEX_BYTES = 24  # held of an image on disk: its label, its row and its place in its class
 
@@ -96,23 +82,6 @@ class ExpertPlan:
     seconds: float | None
 
 
-@dataclass(frozen=True)
-class Rates:
-    """Images a second through a network on this machine, as the run does it.
-
-    Args:
-        features: Without gradient, in the precision of the recipe.
-        there_and_back: Forward, and back to the parameters and the pixels: thrice a forward's operations, float32.
-        training: Through a training step, float32, eager.
-        scoring: Without gradient, float32, eager.
-    """
-
-    features: float
-    there_and_back: float
-    training: float
-    scoring: float
-
-
 def plan(recipe: Recipe, device: torch.device) -> Plan:
     """Estimate a run without an episode of it; machine rates are measured once, in seconds, and kept in the cache.
 
@@ -148,42 +117,50 @@ def _plan(recipe: Recipe, device: torch.device) -> Plan:
         settling.check_images(recipe, images, len(data.train))
     storage = PARAMETERIZATIONS[recipe["parameterization"]["name"]]
     cost = storage.cost(images, shape, **recipe.options("parameterization"))
-    settled = settling.settle_compute(recipe, shape, classes, images, device)
-    work = OBJECTIVES[recipe["objective"]["name"]].planned(classes, images, **recipe.options("objective"))
     labels = images * classes if recipe.condense.lr_labels else 0
     labels += 1 if recipe.experts is not None else 0  # the step size
-    settled_training = settling.settle_training(recipe, shape, classes, images, device)
-    training = settled_training.evaluate
-    at_a_time = min(256, images) * (training.together or 1)
-    rates = _rates(settled, shape, classes, at_a_time, device)
-    options, evaluated = recipe.condense, recipe.evaluate
-    trained = _evaluated_work(recipe, shape, classes) * evaluated.repeats * evaluated.epochs * images
-    piece = None
-    if training.together == 1:
-        piece = trained_at_once(shape, settling.training_way(settled_training)["compute"], device)
-    if training.compile == "always":
-        trained /= COMPILED_GAIN[device.type]
-    experts = _experts(recipe, shape, classes, data, rates)
-    if experts is not None:  # the student's parameters after every step
-        held += recipe["objective"]["syn_steps"] * 4 * _parameters(recipe, shape, classes)
-    peaks = _peaks(settled, shape, classes, images, at_a_time, piece, device)
+    settled = settling.settle_compute(recipe, shape, classes, images, device)
+    settled = settling.settle_training(settled, shape, classes, images, device)
+    together = settled.evaluate.together or 1
+    at_a_time, piece = min(256, images) * together, None
+    if together == 1:
+        piece = trained_at_once(shape, settling.training_way(settled)["compute"], device)
+    rates = measured_rates(settled, shape, classes, at_a_time, device)
+    condensing, scoring = peaks(settled, shape, classes, images, at_a_time, piece, device)
     lasting = held + 3 * cost.bits // 8 + 2 * side
     return Plan(
-        shape,
-        classes,
-        each,
-        cost.numbers + labels,
-        cost.bits // 8 + 4 * labels,
-        recipe.budget.bits(classes, shape) // 8,
-        settled["compute"]["compile"] == "always",
-        settled["compute"]["precision"],
-        options.episodes * (work.features / rates.features + work.gradients / rates.there_and_back),
-        trained / rates.training + evaluated.repeats * SCORED / rates.scoring,
-        lasting + max(peaks),
-        lasting + peaks[0],
-        side,
-        experts,
+        shape=shape,
+        classes=classes,
+        images_per_class=each,
+        numbers=cost.numbers + labels,
+        bytes=cost.bits // 8 + 4 * labels,
+        budget_bytes=recipe.budget.bits(classes, shape) // 8,
+        compiled=settled["compute"]["compile"] == "always",
+        precision=settled["compute"]["precision"],
+        condense_seconds=_condense_seconds(recipe, classes, images, rates),
+        evaluate_seconds=_evaluate_seconds(settled, shape, classes, images, rates, device),
+        memory_bytes=lasting + max(condensing, scoring),
+        condense_bytes=lasting + condensing,
+        side_bytes=side,
+        experts=_experts(recipe, shape, classes, data, rates),
     )
+
+
+def _condense_seconds(recipe: Recipe, classes: int, images: int, rates: Rates) -> float:
+    """Of all episodes."""
+    work = OBJECTIVES[recipe["objective"]["name"]].planned(classes, images, **recipe.options("objective"))
+    return recipe.condense.episodes * (work.features / rates.features + work.gradients / rates.there_and_back)
+
+
+def _evaluate_seconds(
+    recipe: Recipe, shape: Shape, classes: int, images: int, rates: Rates, device: torch.device
+) -> float:
+    """Of training and scoring all networks, as the recipe has settled it."""
+    options = recipe.evaluate
+    trained = _evaluated_work(recipe, shape, classes) * options.repeats * options.epochs * images
+    if options.compile == "always":
+        trained /= COMPILED_GAIN[device.type]
+    return trained / rates.training + options.repeats * SCORED / rates.scoring
 
 
 def _experts(recipe: Recipe, shape: Shape, classes: int, data: ImageData | None, rates: Rates) -> ExpertPlan | None:
@@ -223,143 +200,3 @@ def _evaluated_work(recipe: Recipe, shape: Shape, classes: int) -> float:
     return sum(
         forward_operations(NETWORKS[name](shape, classes, **options), shape) / own for _, name, options in networks
     )
-
-
-def _rates(recipe: Recipe, shape: Shape, classes: int, batch: int, device: torch.device) -> Rates:
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu x {torch.get_num_threads()}"
-    key = [recipe["network"], shape, classes, batch, recipe["compute"], where, str(torch.__version__)]
-    key.append(COMPILED_GAIN[device.type])
-    file = cache_folder() / f"rates-{sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
-    try:
-        return Rates(**json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError):
-        pass
-    rates = _measure(recipe, shape, classes, batch, device)
-    with suppress(OSError), replacing(file) as part:  # a cache that cannot be written only costs time
-        part.write_text(json.dumps(rates.__dict__))
-    return rates
-
-
-def _measure(recipe: Recipe, shape: Shape, classes: int, batch: int, device: torch.device) -> Rates:
-    """Rates of eager programs, in those of compiled ones where the run compiles."""
-    compute = settling.compute(recipe, shape, device)
-    net = assemble.network(recipe, shape, classes, Streams(0, device)("rates"))
-    precision = torch.float32 if compute.compiled else compute.precision
-    low = assemble.network(recipe, shape, classes, Streams(0, device)("rates")).to(precision)
-    images = torch.zeros(compute.chunk, *shape, device=device)
-    few = torch.zeros(batch, *shape, device=device)
-    labels = torch.zeros(batch, dtype=torch.int64, device=device)
-
-    def features() -> None:
-        with torch.no_grad():
-            low.features(images.to(precision))
-
-    def scoring() -> None:
-        with torch.no_grad():
-            net(images)
-
-    def there_and_back() -> None:
-        net(images.clone().requires_grad_()).sum().backward()
-        net.zero_grad()
-
-    optimizer = torch.optim.SGD(net.parameters(), 1e-6, fused=True)
-    augment = assemble.training_augment(recipe)
-    generator = Streams(0, device)("rates")
-
-    def training() -> None:
-        cross_entropy(net(augment.unpaired(few, generator)), labels).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    gain, low_gain = 1.0, 1.0
-    if compute.compiled:
-        gain = COMPILED_GAIN[device.type]
-        low_gain = gain * _product_rate(compute.precision, device) / _product_rate(torch.float32, device)
-    return Rates(
-        low_gain * compute.chunk / _seconds(features, device),
-        gain * compute.chunk / _seconds(there_and_back, device),
-        batch / _seconds(training, device),
-        compute.chunk / _seconds(scoring, device),
-    )
-
-
-def _product_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Matrix products a second, of one size."""
-    side = 8192 if device.type == "cuda" else 1024  # long beside the start of a kernel
-    a, b = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
-    with like_convolutions():
-        return 1 / _seconds(lambda: a @ b, device)
-
-
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Median seconds of a piece of work."""
-    work()
-    taken: list[float] = []
-    began = time.perf_counter()
-    while len(taken) < 3 or (time.perf_counter() - began < PATIENCE and len(taken) < 50):
-        start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        taken.append(time.perf_counter() - start)
-    return sorted(taken)[len(taken) // 2]
-
-
-def _peaks(
-    recipe: Recipe,
-    shape: Shape,
-    classes: int,
-    images: int,
-    trained: int,
-    piece_trained: int | None,
-    device: torch.device,
-) -> tuple[int, int]:
-    """Bytes at the peak of condensing, and at that of training and scoring, beside what lasts all along.
-
-    Networks are trained on ``trained`` images at a time, of all that are trained together, in such pieces if any.
-
-    Of an image, training holds the outputs of all layers on the way, gradients with the way back once more where the
-    program may be differentiated again, and twice that under a gradient of gradients. Eager programs were measured to
-    hold so much (``python -m benchmarks --only plan-...``), compiled ones about half.
-    """
-    largest, all_layers, whole = _outputs(recipe, shape, classes)
-    compute, pixels = settling.compute(recipe, shape, device), 4 * torch.Size(shape).numel()
-    chunk, piece = compute.chunk, compute.at_once
-    half = PRECISIONS[recipe["compute"]["precision"]].itemsize / 4
-    matching = OBJECTIVES[recipe["objective"]["name"]]
-    each = images // classes
-    if whole:  # batch statistics are of whole batches
-        chunk = piece = max(images, classes * recipe["objective"].get("batch_real", 0))
-    elif piece_trained:
-        trained = min(trained, piece_trained)
-    if matching.matches_experts:
-        batch = recipe["objective"]["batch_syn"] or images
-        pieces = parts(batch, piece)
-        matched = 4.0 * all_layers * -(-batch // pieces) + 3 * images * pixels
-    elif recipe["objective"]["name"] == "dc":
-        matched = max(2 * half * all_layers * piece, 4.0 * all_layers * (each if each <= chunk else piece))
-    else:
-        group = max(each, min(piece, images))  # of whole classes
-        matched = max(2 * half * largest * piece, 1.0 * all_layers * (group if group <= chunk else piece))
-    lasting = SCRATCH_BYTES
-    if recipe["compute"]["compile"] == "always":
-        matched, lasting = matched / 2, SCRATCH_BYTES + COMPILER_BYTES
-    held = images * pixels if images * pixels <= HELD_BYTES else 0
-    scored = 2 * largest * scored_at_once(shape)
-    return int(lasting + matched), int(lasting + held + max(all_layers * trained, scored))
-
-
-@torch.no_grad()
-def _outputs(recipe: Recipe, shape: Shape, classes: int) -> tuple[int, int, bool]:
-    """Bytes of the largest layer's output for one image, of all layers', and whether it takes whole batches."""
-    net = assemble.network(recipe, shape, classes, Streams(0)("count"))
-    counted: list[int] = []
-
-    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        counted.append(4 * output[0].numel())
-
-    for module in net.modules():
-        if not list(module.children()) and not isinstance(module, nn.Identity):
-            module.register_forward_hook(count)
-    net(torch.zeros(2, *shape))
-    return max(counted), sum(counted), net.batch_statistics

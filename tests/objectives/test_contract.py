@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from condensate import Augment, Compute, Streams, SyntheticDataset, UserError, build_network, class_major, from_arrays
 from condensate.experts import ExpertOptions, trajectory
-from condensate.objectives import OBJECTIVES
+from condensate.objectives import OBJECTIVES, Layers
 from condensate.parameterizations import PARAMETERIZATIONS
 from condensate.whitening import fit
 
@@ -117,6 +117,21 @@ def test_planned__is_about_what_an_episode_computes(objective, data):
         list(matching.episode(synthetic, 0))
     computed = 10 * episode.get_total_flops() / image.get_total_flops()
     assert computed == pytest.approx(planned.features + 3 * planned.gradients, rel=0.3)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_room__grows_with_the_chunk_and_not_with_the_work(objective):
+    layers = Layers(image=1, largest=1000, every=5000, parameters=100)
+
+    def activations(chunk: int, images: int) -> float:
+        """Beside what is a set's own: its images, decoded, and their gradients."""
+        options = MATCHED[objective] | {"batch_real": 256, "batch_syn": None}
+        room = OBJECTIVES[objective].room(layers, Compute(chunk=chunk), 10, images, **options)
+        assert room.lasting == (3 * layers.parameters if objective == "mtt" else 0)
+        return room.activations - (3 * images * layers.image if OBJECTIVES[objective].matches_experts else 0)
+
+    assert activations(64, 6400) == activations(64, 64000) >= layers.every * 64
+    assert activations(128, 6400) == 2 * activations(64, 6400)
 
 
 @pytest.mark.parametrize("objective", [name for name in OBJECTIVES if name not in PUBLIC])

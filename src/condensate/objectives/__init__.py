@@ -1,6 +1,6 @@
 """What of real and synthetic images is matched: one method a file."""
 
-from condensate.objectives.base import Objective, Work
+from condensate.objectives.base import Layers, Objective, Room, Work
 from condensate.objectives.distribution import DistributionMatching
 from condensate.objectives.gradient import GradientMatching
 from condensate.objectives.private import PrivateDistributionMatching
@@ -18,9 +18,11 @@ __all__ = [
     "OBJECTIVES",
     "DistributionMatching",
     "GradientMatching",
+    "Layers",
     "Objective",
     "PrivateDistributionMatching",
     "Replayed",
+    "Room",
     "TrajectoryMatching",
     "Work",
 ]

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
+from condensate.compute import Compute
 from condensate.data import Split
 from condensate.errors import UserError
 from condensate.streams import HeldStreams, Streams
@@ -28,6 +29,39 @@ class Work:
     features: int
     gradients: int
     parts: int = 1
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What decides the bytes that an episode holds, in float32.
+
+    Args:
+        image: Bytes of one image.
+        largest: Of the largest layer's output for one image.
+        every: Of all layers' outputs for one image.
+        parameters: Of the network's parameters.
+    """
+
+    image: int
+    largest: int
+    every: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes that one episode takes at its peak, beside the real images and the synthetic set.
+
+    Of an image a network holds the outputs of all layers on the way, gradients with the way back once more where the
+    program may be differentiated again, and twice that under a gradient of gradients.
+
+    Args:
+        activations: Of eager programs; compiled ones take about half.
+        lasting: Beside them, compiled or not.
+    """
+
+    activations: float
+    lasting: int = 0
 
 
 def check_alike(synthetic: SyntheticDataset, real: Split) -> None:
@@ -120,6 +154,11 @@ class Objective(ABC):
     @abstractmethod
     def planned(cls, classes: int, images: int, **options: Any) -> Work:
         """What one episode asks of the network for a synthetic set of so many images, under the recipe's options."""
+
+    @classmethod
+    @abstractmethod
+    def room(cls, layers: Layers, compute: Compute, classes: int, images: int, **options: Any) -> Room:
+        """What one episode holds at its peak, likewise: ``python -m benchmarks --only plan-...`` measures it."""
 
     @classmethod
     def guarantee(cls, classes: int, real: int, episodes: int, **options: Any) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from condensate.compute import Compute, parts, uploaded
 from condensate.data import Split
 from condensate.errors import UserError
 from condensate.networks import Network
-from condensate.objectives.base import Objective, OfLabels, Work, check_alike
+from condensate.objectives.base import Layers, Objective, OfLabels, Room, Work, check_alike
 from condensate.objectives.kept import KeptMeans
 from condensate.ranks import ALONE, Ranks
 from condensate.streams import Streams
@@ -102,6 +102,13 @@ class DistributionMatching(Objective):
         """The real batches without gradient, once; the synthetic images with, at every update."""
         real, updates = classes * int(options["batch_real"]), int(options.get("updates", 1))
         return Work(features=real, gradients=images * updates, parts=classes)
+
+    @classmethod
+    def room(cls, layers: Layers, compute: Compute, classes: int, images: int, **options: Any) -> Room:
+        """Two layers of a piece of real images, or all layers of the synthetic images of whole classes."""
+        real = 2 * layers.largest * compute.at_once * compute.precision.itemsize / 4
+        whole = max(images // classes, min(compute.at_once, images))
+        return Room(max(real, layers.every * (whole if whole <= compute.chunk else compute.at_once)))
 
     def reuse(self, folder: Path, kind: dict[str, Any]) -> None:
         """Take the real means of an episode from a file of ``folder``, and keep them there for other runs.

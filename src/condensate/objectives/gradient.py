@@ -15,7 +15,7 @@ from condensate.compute import Compute, lanes
 from condensate.data import Split
 from condensate.errors import UserError, unknown
 from condensate.networks import Network
-from condensate.objectives.base import Objective, OfLabels, Work, check_alike
+from condensate.objectives.base import Layers, Objective, OfLabels, Room, Work, check_alike
 from condensate.objectives.programs import Named, inner_product, parameter_gradient, plain, squared_distance
 from condensate.ranks import ALONE, Ranks
 from condensate.streams import Streams
@@ -147,6 +147,13 @@ class GradientMatching(Objective):
         outer, inner = int(options["outer_loop"]), int(options["inner_loop"])
         matched, trained = outer * images, (outer - 1) * inner * images
         return Work(matched, outer * classes * int(options["batch_real"]) + 2 * matched + trained, classes)
+
+    @classmethod
+    def room(cls, layers: Layers, compute: Compute, classes: int, images: int, **options: Any) -> Room:
+        """All layers of a piece of real images there and back, or those of a class's synthetic ones twice that."""
+        each = images // classes
+        real = 2 * layers.every * compute.at_once * compute.precision.itemsize / 4
+        return Room(max(real, 4.0 * layers.every * (each if each <= compute.chunk else compute.at_once)))
 
     @property
     def recordable(self) -> bool:

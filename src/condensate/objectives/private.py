@@ -16,7 +16,7 @@ from condensate.compute import Compute
 from condensate.data import Split
 from condensate.errors import UserError
 from condensate.networks import Network
-from condensate.objectives.base import Objective, Work
+from condensate.objectives.base import Layers, Objective, Room, Work
 from condensate.objectives.distribution import DistributionMatching
 from condensate.ranks import ALONE, Ranks
 from condensate.streams import Secret, Streams
@@ -124,6 +124,11 @@ class PrivateDistributionMatching(Objective):
     def planned(cls, classes: int, images: int, **options: Any) -> Work:
         """The real images expected, and the synthetic ones for their means, without gradient; then those with."""
         return Work(features=classes * int(options["batch_real"]) + images, gradients=images)
+
+    @classmethod
+    def room(cls, layers: Layers, compute: Compute, classes: int, images: int, **options: Any) -> Room:
+        """As DM: one real image's features are nothing beside its layers."""
+        return DistributionMatching.room(layers, compute, classes, images, **options)
 
     @classmethod
     def guarantee(cls, classes: int, real: int, episodes: int, **options: Any) -> dict[str, Any]:

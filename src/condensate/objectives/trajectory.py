@@ -13,7 +13,7 @@ from condensate.compute import Compute, parts, uploaded
 from condensate.errors import UserError
 from condensate.experts import Trajectories
 from condensate.networks import Network
-from condensate.objectives.base import Objective, Work
+from condensate.objectives.base import Layers, Objective, Room, Work
 from condensate.objectives.programs import Named, inner_product, parameter_gradient, plain, squared_distance
 from condensate.ranks import ALONE, Ranks
 from condensate.streams import Streams
@@ -142,6 +142,14 @@ class TrajectoryMatching(Objective):
             4 * int(options["experts_per_step"]) * int(options["syn_steps"]) * int(batch),
             int(options["experts_per_step"]),
         )
+
+    @classmethod
+    def room(cls, layers: Layers, compute: Compute, classes: int, images: int, **options: Any) -> Room:
+        """All layers of a piece under a gradient of gradients, all images thrice, and the student after every step."""
+        batch = options["batch_syn"] or images
+        piece = -(-batch // parts(batch, compute.at_once))
+        activations = 4.0 * layers.every * piece + 3 * images * layers.image
+        return Room(activations, lasting=options["syn_steps"] * layers.parameters)
 
     @property
     def recordable(self) -> bool:

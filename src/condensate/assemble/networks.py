@@ -1,0 +1,55 @@
+"""The networks of a recipe, and how they are augmented."""
+
+import torch
+
+from condensate.augment import Augment
+from condensate.classic import ClassicAugment
+from condensate.errors import UserError, unknown
+from condensate.networks import LISTS, NETWORKS, VARIANTS, Network, build
+from condensate.parameterizations import Shape
+from condensate.recipe import Recipe, Values
+from condensate.training import Augmentation
+
+
+def network(recipe: Recipe, shape: Shape, classes: int, generator: torch.Generator) -> Network:
+    """The recipe's network, initialised."""
+    return build(recipe["network"]["name"], shape, classes, generator, **recipe.options("network"))
+
+
+def networks_of(recipe: Recipe, shape: Shape, classes: int) -> list[tuple[str, str, Values]]:
+    """The networks a recipe's evaluation names, lists in place of their names: (name, registry name, keywords).
+
+    The recipe's own goes by its registry name, or by "same" beside the usual one of that name.
+
+    Raises:
+        UserError: A name is unknown, or the images are too small for a network.
+    """
+    listed: list[tuple[str, str, Values]] = []
+    for given in recipe.evaluate.networks:
+        for name in LISTS.get(given, (given,)):
+            if name == "same":
+                registered, options = recipe["network"]["name"], recipe.options("network")
+            elif name in NETWORKS:
+                registered, options = name, {}
+            elif name in VARIANTS:
+                registered, options = VARIANTS[name]
+            else:
+                raise unknown("network", name, ["same", *NETWORKS, *VARIANTS, *LISTS])
+            try:
+                NETWORKS[registered](shape, classes, **options)
+            except UserError as error:
+                raise error if name == "same" else UserError(f"evaluate.networks: {name}: {error}") from error
+            entry = (registered if name == "same" else name, registered, dict(options))
+            if entry not in listed:
+                listed.append(entry)
+    own = (recipe["network"]["name"], recipe["network"]["name"], recipe.options("network"))
+    twice = [name for name, *_ in listed].count(own[0]) > 1  # the recipe's own and the usual one of its kind
+    return [("same", *own[1:]) if twice and entry == own else entry for entry in listed]
+
+
+def training_augment(recipe: Recipe) -> Augmentation:
+    """The augmentation networks are trained with: on a synthetic set, on all data, and for a coreset's features."""
+    ops = recipe.evaluate.ops
+    if recipe.evaluate.augmentation == "dc":
+        return ClassicAugment() if ops is None else ClassicAugment(ops)
+    return Augment(**(recipe["augment"] | ({} if ops is None else {"ops": ops})))

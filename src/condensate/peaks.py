@@ -1,0 +1,62 @@
+"""Bytes at the peak of a run: of condensing, and of the networks that score."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from condensate import assemble, settling
+from condensate.evaluation import HELD_BYTES
+from condensate.objectives import OBJECTIVES, Layers
+from condensate.parameterizations import Shape
+from condensate.recipe import Recipe
+from condensate.streams import Streams
+from condensate.training import scored_at_once
+
+SCRATCH_BYTES = 100 * 2**20  # what libraries take once they are used, whatever the work
+COMPILER_BYTES = 64 * 2**20  # what torch.compile keeps of the programs it has made
+
+
+def peaks(
+    recipe: Recipe,
+    shape: Shape,
+    classes: int,
+    images: int,
+    trained: int,
+    piece_trained: int | None,
+    device: torch.device,
+) -> tuple[int, int]:
+    """Bytes at the peak of condensing, and at that of training and scoring, beside what lasts all along.
+
+    Networks are trained on ``trained`` images at a time, of all that are trained together, in such pieces if any.
+    """
+    layers, whole = _layers(recipe, shape, classes)
+    compute, objective = settling.compute(recipe, shape, device), recipe["objective"]
+    if whole:  # batch statistics are of whole batches
+        compute = replace(compute, chunk=max(images, classes * objective.get("batch_real", 0)), piece=None)
+    elif piece_trained:
+        trained = min(trained, piece_trained)
+    room = OBJECTIVES[objective["name"]].room(layers, compute, classes, images, **recipe.options("objective"))
+    matched, used = room.activations, SCRATCH_BYTES
+    if compute.compiled:
+        matched, used = matched / 2, SCRATCH_BYTES + COMPILER_BYTES
+    held = images * layers.image if images * layers.image <= HELD_BYTES else 0
+    scored = 2 * layers.largest * scored_at_once(shape)
+    return int(used + matched + room.lasting), int(used + held + max(layers.every * trained, scored))
+
+
+@torch.no_grad()
+def _layers(recipe: Recipe, shape: Shape, classes: int) -> tuple[Layers, bool]:
+    """Bytes of the recipe's network, and whether it takes whole batches."""
+    net = assemble.network(recipe, shape, classes, Streams(0)("count"))
+    outputs: list[int] = []
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        outputs.append(4 * output[0].numel())
+
+    for module in net.modules():
+        if not list(module.children()) and not isinstance(module, nn.Identity):
+            module.register_forward_hook(count)
+    net(torch.zeros(2, *shape))
+    parameters = 4 * sum(parameter.numel() for parameter in net.parameters())
+    return Layers(4 * torch.Size(shape).numel(), max(outputs), sum(outputs), parameters), net.batch_statistics

@@ -1,0 +1,122 @@
+"""Images a second through a recipe's network on this machine."""
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from condensate import assemble, settling
+from condensate.atomic import replacing
+from condensate.compute import like_convolutions
+from condensate.data.cache import folder as cache_folder
+from condensate.parameterizations import Shape
+from condensate.recipe import Recipe
+from condensate.streams import Streams
+
+PATIENCE = 0.8  # seconds a measurement goes on for
+# How much faster than eager ones compiled programs are: python -m benchmarks. Two cores: 1.3 (MTT) to 2.2 (training).
+# An H200: 2.6 (MTT) to 3.0; all but MTT was eager in bfloat16, and is held against compiled float32 here.
+COMPILED_GAIN = {"cpu": 1.6, "cuda": 2.5}
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Images a second through a network on this machine, as the run does it.
+
+    Args:
+        features: Without gradient, in the precision of the recipe.
+        there_and_back: Forward, and back to the parameters and the pixels: thrice a forward's operations, float32.
+        training: Through a training step, float32, eager.
+        scoring: Without gradient, float32, eager.
+    """
+
+    features: float
+    there_and_back: float
+    training: float
+    scoring: float
+
+
+def measured_rates(recipe: Recipe, shape: Shape, classes: int, batch: int, device: torch.device) -> Rates:
+    """Measured once, in seconds, and kept in the cache; ``batch`` images are trained on at a time."""
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu x {torch.get_num_threads()}"
+    key = [recipe["network"], shape, classes, batch, recipe["compute"], where, str(torch.__version__)]
+    key.append(COMPILED_GAIN[device.type])
+    file = cache_folder() / f"rates-{sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
+    try:
+        return Rates(**json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError):
+        pass
+    found = _measure(recipe, shape, classes, batch, device)
+    with suppress(OSError), replacing(file) as part:  # a cache that cannot be written only costs time
+        part.write_text(json.dumps(found.__dict__))
+    return found
+
+
+def _measure(recipe: Recipe, shape: Shape, classes: int, batch: int, device: torch.device) -> Rates:
+    """Rates of eager programs, in those of compiled ones where the run compiles."""
+    compute = settling.compute(recipe, shape, device)
+    net = assemble.network(recipe, shape, classes, Streams(0, device)("rates"))
+    precision = torch.float32 if compute.compiled else compute.precision
+    low = assemble.network(recipe, shape, classes, Streams(0, device)("rates")).to(precision)
+    images = torch.zeros(compute.chunk, *shape, device=device)
+    few = torch.zeros(batch, *shape, device=device)
+    labels = torch.zeros(batch, dtype=torch.int64, device=device)
+
+    def features() -> None:
+        with torch.no_grad():
+            low.features(images.to(precision))
+
+    def scoring() -> None:
+        with torch.no_grad():
+            net(images)
+
+    def there_and_back() -> None:
+        net(images.clone().requires_grad_()).sum().backward()
+        net.zero_grad()
+
+    optimizer = torch.optim.SGD(net.parameters(), 1e-6, fused=True)
+    augment = assemble.training_augment(recipe)
+    generator = Streams(0, device)("rates")
+
+    def training() -> None:
+        cross_entropy(net(augment.unpaired(few, generator)), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    gain, low_gain = 1.0, 1.0
+    if compute.compiled:
+        gain = COMPILED_GAIN[device.type]
+        low_gain = gain * _product_rate(compute.precision, device) / _product_rate(torch.float32, device)
+    return Rates(
+        low_gain * compute.chunk / _seconds(features, device),
+        gain * compute.chunk / _seconds(there_and_back, device),
+        batch / _seconds(training, device),
+        compute.chunk / _seconds(scoring, device),
+    )
+
+
+def _product_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """Matrix products a second, of one size."""
+    side = 8192 if device.type == "cuda" else 1024  # long beside the start of a kernel
+    a, b = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
+    with like_convolutions():
+        return 1 / _seconds(lambda: a @ b, device)
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Median seconds of a piece of work."""
+    work()
+    taken: list[float] = []
+    began = time.perf_counter()
+    while len(taken) < 3 or (time.perf_counter() - began < PATIENCE and len(taken) < 50):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        taken.append(time.perf_counter() - start)
+    return sorted(taken)[len(taken) // 2]
