@@ -38,8 +38,10 @@ from condensate import (
     load_data,
 )
 from condensate.compute import ComputeOptions, can_compile, has_bfloat16
+from condensate.examples import Held
 from condensate.networks import forward_operations
-from condensate.training import Held, Together, mean_loss
+from condensate.together import Together
+from condensate.training import mean_loss
 
 Shape = tuple[int, int, int]
 

@@ -24,7 +24,9 @@ from condensate import (
     fit,
 )
 from condensate.compute import Compute, can_compile
-from condensate.training import Examples, Held, Together, accuracy
+from condensate.examples import Examples, Held
+from condensate.together import Together
+from condensate.training import accuracy
 
 SMALL: dict[str, Any] = {"network_options": {"width": 8, "depth": 2}, "epochs": 2}
 

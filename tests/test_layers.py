@@ -12,6 +12,7 @@ LAYERS = [
     {"atomic"},
     {"streams", "whitening", "ranks", "recording", "compute"},
     {"augment", "classic", "networks"},
+    {"examples", "together"},
     {"data", "parameterizations", "training"},
     {"synthetic", "coresets", "experts"},
     {"starts"},

@@ -10,7 +10,9 @@ from torch.nn import functional
 
 from condensate import Augment, ClassicAugment, ImageData, Network, build_network, fit
 from condensate.compute import Compute, can_compile
-from condensate.training import Examples, Held, Together, accuracy, mean_loss, scored_at_once
+from condensate.examples import Examples, Held
+from condensate.together import Together
+from condensate.training import accuracy, mean_loss, scored_at_once
 
 
 def seeded(seed: int = 0) -> torch.Generator:

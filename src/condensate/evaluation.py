@@ -13,20 +13,12 @@ from torch import Tensor
 
 from condensate.compute import Compute
 from condensate.errors import UserError
+from condensate.examples import Examples, Held
 from condensate.networks import Network, build
 from condensate.ranks import ALONE, Ranks
 from condensate.streams import Streams
-from condensate.training import (
-    Augmentation,
-    Bookmark,
-    Examples,
-    Held,
-    Together,
-    accuracy,
-    fit,
-    mean_loss,
-    trained_at_once,
-)
+from condensate.together import Together
+from condensate.training import Augmentation, Bookmark, accuracy, fit, mean_loss, trained_at_once
 from condensate.whitening import seen_alike
 
 HELD_BYTES = 2**28

@@ -18,9 +18,10 @@ from condensate.atomic import replacing
 from condensate.augment import Augment
 from condensate.compute import PRECISIONS
 from condensate.errors import UserError
+from condensate.examples import Examples
 from condensate.networks import Network
 from condensate.streams import Streams
-from condensate.training import Examples, fit
+from condensate.training import fit
 
 FORMAT = 1
 

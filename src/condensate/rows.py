@@ -14,6 +14,7 @@ from condensate.condensing import Condensation
 from condensate.data import ImageData
 from condensate.errors import UserError
 from condensate.evaluation import Score
+from condensate.examples import Examples
 from condensate.recipe import Recipe, Values
 from condensate.records import (
     SCHEMA,
@@ -30,7 +31,6 @@ from condensate.records import (
 from condensate.scoring import score
 from condensate.sessions import KEPT_EVERY, Clock, OutOfTime, Session
 from condensate.streams import Streams
-from condensate.training import Examples
 
 FULL = "full"
 

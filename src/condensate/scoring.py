@@ -7,11 +7,12 @@ from condensate import assemble, settling
 from condensate.console import Display, Step
 from condensate.data import ImageData
 from condensate.evaluation import Score, evaluate
+from condensate.examples import Examples
 from condensate.ranks import ALONE, Ranks
 from condensate.recipe import Recipe
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset
-from condensate.training import Bookmark, Examples
+from condensate.training import Bookmark
 
 
 def score(

@@ -1,49 +1,23 @@
 """The one loop that trains networks: on synthetic sets, on real data, for experts and for replay."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
 from condensate.compute import Compute, cached, parts
 from condensate.errors import UserError
+from condensate.examples import Examples, Held, ReadAhead
 from condensate.networks import Network
 from condensate.recording import Repeated
+from condensate.together import Together
 
 # Of batches of a size; a training on a GPU of fewer does not record a step to replay it: that takes some thirty.
 STEPS_RECORDED = 100
-
-
-class Examples(Protocol):
-    """What a network can be trained on: synthetic sets, splits of real data, unions of them."""
-
-    @property
-    def labels(self) -> Tensor:
-        """Classes (n,), or soft labels (n, K)."""
-
-    def __len__(self) -> int:
-        """Number of images."""
-
-    def images(self, index: Tensor | None = None) -> Tensor:
-        """Normalised images at ``index``, all if None: (k,) -> (k, C, H, W)."""
-
-
-@runtime_checkable
-class ReadAhead(Protocol):
-    """Examples that can be read ahead of their use."""
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether there is nothing to read ahead."""
-
-    def expect(self, coming: Iterable[Tensor]) -> None:
-        """Say at which indices images are read from now on."""
 
 
 class Augmentation(Protocol):
@@ -69,86 +43,6 @@ class Bookmark(Protocol):
 
     def put(self, state: Callable[[], dict[str, Tensor]]) -> None:
         """Told after every epoch but the last; asks for the state where it is to be kept."""
-
-
-@dataclass(frozen=True)
-class Held:
-    """Examples decoded once and held as they are.
-
-    Args:
-        decoded: Images (n, C, H, W).
-        labels: Classes (n,) or soft labels (n, K).
-    """
-
-    decoded: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.decoded)
-
-    def images(self, index: Tensor | None = None) -> Tensor:
-        """Images at ``index``, all if None: (k,) -> (k, C, H, W)."""
-        return self.decoded if index is None else self.decoded[index]
-
-
-class Together:
-    """Networks of one kind that are trained as one: their parameters lie stacked, one program serves them all.
-
-    Args:
-        networks: Initialised; they have what was trained in them after ``unstack_``.
-        memory_format: How weights lie, as they come if None; on a GPU a compiled program lays images likewise.
-    """
-
-    def __init__(self, networks: Sequence[Network], memory_format: torch.memory_format | None = None) -> None:
-        self.networks, self.network = networks, networks[0]
-        parameters, self.buffers = stack_module_state(list(networks))
-
-        def laid(value: Tensor) -> Tensor:
-            if value.ndim != 5 or value.shape[2] < 8 or memory_format is None:  # of few channels that is slower
-                return value
-            return value.flatten(0, 1).contiguous(memory_format=memory_format).unflatten(0, value.shape[:2])
-
-        self.stacked = {name: laid(value.detach()).requires_grad_() for name, value in parameters.items()}
-
-    def parameters(self) -> list[Tensor]:
-        """Of all networks, the first dimension being theirs."""
-        return list(self.stacked.values())
-
-    def named_parameters(self) -> list[tuple[str, Tensor]]:
-        """Likewise, with their names."""
-        return list(self.stacked.items())
-
-    def named_buffers(self) -> list[tuple[str, Tensor]]:
-        """Likewise, of what is not trained."""
-        return list(self.buffers.items())
-
-    @property
-    def batch_statistics(self) -> bool:
-        """See ``Network``."""
-        return self.network.batch_statistics
-
-    def train(self) -> None:
-        """Training mode."""
-        self.network.train()
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Class scores of as many images a network, those of the first one first: (g * n, C, H, W) -> (g * n, K)."""
-
-        def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], seen: Tensor) -> Tensor:
-            scores: Tensor = functional_call(self.network, (parameters, buffers), (seen,))
-            return scores
-
-        seen = images.unflatten(0, (len(self.networks), -1))
-        return vmap(one)(self.stacked, self.buffers, seen).flatten(0, 1)
-
-    @torch.no_grad()
-    def unstack_(self) -> None:
-        """Give every network its own."""
-        for number, network in enumerate(self.networks):
-            held = dict(network.named_parameters()) | dict(network.named_buffers())
-            for name, value in (self.stacked | self.buffers).items():
-                held[name].copy_(value[number])
 
 
 def fit(
@@ -208,9 +102,7 @@ def fit(
     loss = loss or mean_loss(network)
     optimizer = SGD(network.parameters(), lr, momentum, weight_decay=weight_decay, fused=True)
     before = bookmark.last() if bookmark else None
-    sizes = [min(batch, len(examples) - first) for first in range(0, len(examples), batch)]
-    if join_last and sizes[1:] and sizes[-1] == 1 and network.batch_statistics:
-        sizes[-2:] = [batch + 1]
+    sizes = _batch_sizes(len(examples), batch, joined=join_last and network.batch_statistics)
 
     def step(index: Tensor) -> Tensor:
         optimizer.zero_grad()
@@ -225,9 +117,9 @@ def fit(
         optimizer.step()
         return value.detach()
 
-    drawn_there = all(own.device.type == "cuda" for own in generators)  # else the host brings what it draws
     often = {size * len(generators) for size in sizes if epochs * sizes.count(size) >= STEPS_RECORDED}
-    recorded = Repeated(step, generators) if often and drawn_there and _recordable(examples, replay) else None
+    recorded = Repeated(step, generators) if often and _recordable(examples, replay, generators) else None
+    value = torch.zeros((), device=examples.labels.device)
     try:
         for epoch in range(_restored(before, network, optimizer, generators) if before else 0, epochs):
             network.train()
@@ -236,8 +128,7 @@ def fit(
                 optimizer.zero_grad()  # gradients lie in the recording's memory
                 recorded.anew()
             optimizer.param_groups[0]["lr"] = rate
-            orders = [torch.randperm(len(examples), generator=own, device=own.device) for own in generators]
-            batches = [torch.cat(indices) for indices in zip(*(order.split(sizes) for order in orders), strict=True)]
+            batches = _shuffled(sizes, generators)
             if isinstance(examples, ReadAhead):
                 examples.expect(batches)
             for index in batches:
@@ -246,20 +137,40 @@ def fit(
                 after_epoch(epoch)
             if bookmark and epoch + 1 < epochs:
                 bookmark.put(partial(_state, network, optimizer, generators, epoch + 1))
-        finite = [value.isfinite(), *(p.isfinite().all() for p in network.parameters())] if epochs else []
+        diverged = not _finite([value, *network.parameters()])
     finally:
         optimizer.zero_grad()
         if recorded:
             recorded.anew()
-    if finite and not bool(torch.stack(finite).all()):
+    if diverged:
         raise UserError(f"training a network diverged at learning rate {lr:g}; try a smaller one")
 
 
-def _recordable(examples: Examples, replay: Examples | None) -> bool:
-    """Whether a training step is the same work on a GPU every time."""
+def _batch_sizes(count: int, batch: int, joined: bool) -> list[int]:
+    """Of an epoch's batches; a last one of a single image is one with the batch before it if ``joined``."""
+    sizes = [min(batch, count - first) for first in range(0, count, batch)]
+    if joined and sizes[1:] and sizes[-1] == 1:
+        sizes[-2:] = [batch + 1]
+    return sizes
+
+
+def _shuffled(sizes: list[int], generators: Sequence[torch.Generator]) -> list[Tensor]:
+    """Indices of an epoch's batches, those of each generator's own order one after another."""
+    orders = [torch.randperm(sum(sizes), generator=own, device=own.device) for own in generators]
+    return [torch.cat(indices) for indices in zip(*(order.split(sizes) for order in orders), strict=True)]
+
+
+def _finite(values: Sequence[Tensor]) -> bool:
+    """Whether all numbers are; a GPU is waited for once."""
+    return bool(torch.stack([value.detach().isfinite().all() for value in values]).all())
+
+
+def _recordable(examples: Examples, replay: Examples | None, generators: Sequence[torch.Generator]) -> bool:
+    """Whether a training step is the same work on a GPU every time, to which the host brings nothing."""
     read = [examples] if replay is None else [examples, replay]
     held = all(isinstance(part, Held) or (isinstance(part, ReadAhead) and part.in_memory) for part in read)
-    return examples.labels.device.type == "cuda" and held
+    there = all(device.type == "cuda" for device in (examples.labels.device, *(own.device for own in generators)))
+    return held and there
 
 
 def _add_gradient(

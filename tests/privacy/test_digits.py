@@ -5,8 +5,8 @@ import torch
 
 from condensate import Streams, build_network, coresets, fit, load_data
 from condensate.data import Split
+from condensate.examples import Held
 from condensate.privacy import ATTACKS, Record, draw_members, measure, nearness, share
-from condensate.training import Held
 
 SHADOWS = 6
 DRAWS = 40

@@ -11,8 +11,8 @@ from torch.nn.functional import one_hot
 from torch.utils.data import Dataset
 
 from condensate.errors import UserError
+from condensate.examples import Examples
 from condensate.synthetic import SyntheticDataset, load
-from condensate.training import Examples
 
 
 class NamedExamples(Examples, Protocol):

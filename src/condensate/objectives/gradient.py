@@ -14,13 +14,14 @@ from condensate.augment import Augment, Transform
 from condensate.compute import Compute, lanes
 from condensate.data import Split
 from condensate.errors import UserError, unknown
+from condensate.examples import Examples, Held
 from condensate.networks import Network
 from condensate.objectives.base import Layers, Objective, OfLabels, Room, Work, check_alike
 from condensate.objectives.programs import Named, inner_product, parameter_gradient, plain, squared_distance
 from condensate.ranks import ALONE, Ranks
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset
-from condensate.training import Examples, Held, fit
+from condensate.training import fit
 
 State = tuple[Named, Named]  # parameters and buffers
 Reader = Callable[[Tensor], tuple[Tensor, ...]]

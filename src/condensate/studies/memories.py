@@ -17,6 +17,7 @@ from condensate.continual import ContinualOptions, Reservoir, Stream, Union, kee
 from condensate.data import ImageData, Split
 from condensate.errors import UserError
 from condensate.evaluation import train_networks
+from condensate.examples import Examples
 from condensate.networks import Network, build
 from condensate.parameterizations import PARAMETERIZATIONS
 from condensate.recipe import Recipe, Values
@@ -25,7 +26,7 @@ from condensate.scoring import learning_rate
 from condensate.sessions import Clock, Session
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset
-from condensate.training import Examples, accuracy, fit
+from condensate.training import accuracy, fit
 
 FULL, FINETUNE = "full", "finetune"
 # Rows whose memory sees its images one by one, as recipes of their storage.

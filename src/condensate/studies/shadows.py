@@ -16,6 +16,7 @@ from condensate.atomic import replacing
 from condensate.condensing import Condensation
 from condensate.data import ImageData, Split
 from condensate.evaluation import train_networks
+from condensate.examples import Examples
 from condensate.figures import save_neighbours
 from condensate.networks import Network
 from condensate.privacy import Nearness, Record, nearness
@@ -26,7 +27,7 @@ from condensate.scoring import learning_rate
 from condensate.sessions import Clock, Session
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset
-from condensate.training import Examples, accuracy
+from condensate.training import accuracy
 
 SPACES = ("pixels", "features")
 RECORDED = ("loss", "confidence", "top", "entropy", "right")
