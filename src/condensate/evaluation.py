@@ -94,53 +94,88 @@ def train_networks(
     shape = (sample.shape[1], sample.shape[2], sample.shape[3])
     if len(examples) * sample.numel() * sample.element_size() <= HELD_BYTES:
         examples = Held(examples.images().detach(), examples.labels)
-    compute, options = compute or Compute(), network_options or {}
-    chunk: int | None = None
+    compute = compute or Compute()
     if compute.compiled:
         torch._dynamo.reset()  # a process may compile a program a few times only, and every kind of network is one
+    pupils = _Pupils(network, network_options or {}, shape, classes, streams)
+    lessons = _Lessons(examples, epochs, lr, augment, compute, bookmark)
+    numbers = range(start, repeats, every)
+    yield from _together(pupils, lessons, numbers, together) if together > 1 else _alone(pupils, lessons, numbers)
 
-    def fresh(repeat: int) -> tuple[Network, torch.Generator]:
-        generator = streams("evaluate", network, repeat)
-        return build(network, shape, classes, generator, **options), generator
 
-    def train(pupil: Network | Together, generator: Any, loss: Any, first: int) -> None:
-        mark = bookmark(first) if bookmark else None
+@dataclass(frozen=True)
+class _Pupils:
+    """Networks of one kind, every one with draws of its own."""
+
+    network: str
+    options: dict[str, Any]
+    shape: tuple[int, int, int]
+    classes: int
+    streams: Streams
+
+    def generator(self, number: int) -> torch.Generator:
+        """What network ``number`` draws from."""
+        return self.streams("evaluate", self.network, number)
+
+    def made(self, generator: torch.Generator) -> Network:
+        """One that is initialised by it."""
+        return build(self.network, self.shape, self.classes, generator, **self.options)
+
+
+@dataclass(frozen=True)
+class _Lessons:
+    """How every network is trained."""
+
+    examples: Examples
+    epochs: int
+    lr: float
+    augment: Augmentation | None
+    compute: Compute
+    bookmark: Callable[[int], Bookmark] | None
+
+    def give(self, pupil: Network | Together, generator: Any, first: int, loss: Any, chunk: int | None = None) -> None:
+        """Train a network, or several together of which ``first`` is the first one's number."""
         fit(
             pupil,
-            examples,
-            epochs=epochs,
+            self.examples,
+            epochs=self.epochs,
             generator=generator,
-            lr=lr,
+            lr=self.lr,
             join_last=True,
             chunk=chunk,
-            augment=augment,
+            augment=self.augment,
             loss=loss,
-            bookmark=mark,
+            bookmark=self.bookmark(first) if self.bookmark else None,
         )
 
-    if together > 1:
-        numbers = range(start, repeats, every)
-        while numbers:  # in groups as even as can be: the work of a small one fills no GPU, and is compiled anew
-            groups = -(-len(numbers) // together)
-            size = -(-len(numbers) // groups)
-            made = [fresh(repeat) for repeat in numbers[:size]]
-            networks, generators = zip(*made, strict=True)
-            stack = Together(networks, compute.memory_format if examples.labels.device.type == "cuda" else None)
-            train(stack, generators, mean_loss(stack, compute), numbers[0])
-            numbers = numbers[size:]
-            stack.unstack_()
-            yield from networks
-        return
-    one = build(network, shape, classes, streams("program"), **options)
-    one.to(memory_format=compute.memory_format)  # type: ignore[call-overload]
-    loss = mean_loss(one, compute)
+
+def _alone(pupils: _Pupils, lessons: _Lessons, numbers: range) -> Iterator[Network]:
+    """One after another, in the one network that the program knows: it is compiled once."""
+    one = pupils.made(pupils.streams("program"))
+    one.to(memory_format=lessons.compute.memory_format)  # type: ignore[call-overload]
+    loss, chunk = mean_loss(one, lessons.compute), None
     if not one.batch_statistics:
-        chunk = trained_at_once(shape, compute, examples.labels.device)
-    for repeat in range(start, repeats, every):  # in the one network that the program knows: compiled once
-        generator = streams("evaluate", network, repeat)
+        chunk = trained_at_once(pupils.shape, lessons.compute, lessons.examples.labels.device)
+    for number in numbers:
+        generator = pupils.generator(number)
         one.reset_(generator)
-        train(one, generator, loss, repeat)
+        lessons.give(one, generator, number, loss, chunk)
         yield deepcopy(one).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+
+def _together(pupils: _Pupils, lessons: _Lessons, numbers: range, most: int) -> Iterator[Network]:
+    """In groups as even as can be: the work of a small one fills no GPU, and is compiled anew."""
+    memory_format = lessons.compute.memory_format if lessons.examples.labels.device.type == "cuda" else None
+    while numbers:
+        groups = -(-len(numbers) // most)
+        size = -(-len(numbers) // groups)
+        generators = [pupils.generator(number) for number in numbers[:size]]
+        networks = [pupils.made(generator) for generator in generators]
+        stack = Together(networks, memory_format)
+        lessons.give(stack, generators, numbers[0], mean_loss(stack, lessons.compute))
+        numbers = numbers[size:]
+        stack.unstack_()
+        yield from networks
 
 
 def evaluate(

@@ -89,24 +89,26 @@ def condense(
             raise UserError(f"{name} must be a number of at least 0, got {value}")
     if momentum >= 1:
         raise UserError(f"momentum must be below 1, got {momentum}")
-    rates: dict[str, tuple[Tensor, float]] = {
-        f"stored.{name}": (parameter, lr) for name, parameter in synthetic.parameterization.named_parameters()
-    }
-    if not rates:
-        raise UserError(f"{type(synthetic.parameterization).__name__} holds real images and has nothing to condense")
-    if lr_labels:
-        if not synthetic.labels.is_floating_point():
-            raise UserError("only soft labels, (n, K), can be learned; the set has one class an image")
-        rates["labels"] = synthetic.labels.requires_grad_(True), lr_labels
-    if synthetic.step_size is not None:
-        synthetic.step_size.requires_grad_(lr_step > 0)
-        if lr_step:
-            rates["step_size"] = synthetic.step_size, lr_step
-    replay = replay and synthetic.labels.device.type == "cuda" and objective.recordable
-    matched = Replayed(objective) if replay else objective
+    learned, device = _learned(synthetic, lr, lr_labels, lr_step), synthetic.labels.device
+    optimizer = SGD([{"params": [tensor], "lr": rate} for tensor, rate in learned.values()], momentum=momentum)
+    for name, buffer in (velocity or {}).items():
+        optimizer.state[learned[name][0]]["momentum_buffer"] = buffer.clone()
+    share, watch = SCHEDULES[schedule], _Watch(synthetic, learned, optimizer, after)
+    matched = Replayed(objective) if replay and device.type == "cuda" and objective.recordable else objective
     try:
-        schedules = SCHEDULES[schedule]
-        _optimise(synthetic, matched, rates, episodes, momentum, schedules, start, velocity or {}, after, ranks)
+        for number in range(start, episodes):
+            for group, (_, rate) in zip(optimizer.param_groups, learned.values(), strict=True):
+                group["lr"] = rate * share(number / episodes)
+            losses, outside = [], torch.zeros((), dtype=torch.int64, device=device)
+            for loss in matched.episode(synthetic, number):
+                ranks.sum_gradients_([tensor for tensor, _ in learned.values()], loss)
+                losses.append(loss)
+                optimizer.step()
+                optimizer.zero_grad()
+                projected = synthetic.project_()
+                if projected is not None:
+                    outside += projected
+            watch.note(number, torch.stack(losses).mean(), outside, last=number + 1 == episodes)
     finally:
         if isinstance(matched, Replayed):
             matched.forget()
@@ -114,63 +116,71 @@ def condense(
         synthetic.labels.grad = None
 
 
-def _optimise(
-    synthetic: SyntheticDataset,
-    objective: Objective | Replayed,
-    rates: dict[str, tuple[Tensor, float]],
-    episodes: int,
-    momentum: float,
-    schedule: Callable[[float], float],
-    start: int,
-    velocity: dict[str, Tensor],
-    after: Callable[[Progress], None] | None,
-    ranks: Ranks,
-) -> None:
-    parameters = {name: parameter for name, (parameter, _) in rates.items()}
-    optimizer = SGD([{"params": [parameter], "lr": rate} for parameter, rate in rates.values()], momentum=momentum)
-    for name, value in velocity.items():
-        optimizer.state[parameters[name]]["momentum_buffer"] = value.clone()
+Learned = dict[str, tuple[Tensor, float]]  # by name, with the learning rate
 
-    def current() -> dict[str, Tensor]:
-        buffers = {
-            name: optimizer.state[p].get("momentum_buffer") for name, p in parameters.items() if p in optimizer.state
+
+def _learned(synthetic: SyntheticDataset, lr: float, lr_labels: float, lr_step: float) -> Learned:
+    """What of the set the optimiser changes."""
+    stored = synthetic.parameterization.named_parameters()
+    learned: Learned = {f"stored.{name}": (tensor, lr) for name, tensor in stored}
+    if not learned:
+        raise UserError(f"{type(synthetic.parameterization).__name__} holds real images and has nothing to condense")
+    if lr_labels:
+        if not synthetic.labels.is_floating_point():
+            raise UserError("only soft labels, (n, K), can be learned; the set has one class an image")
+        learned["labels"] = synthetic.labels.requires_grad_(True), lr_labels
+    if synthetic.step_size is not None:
+        synthetic.step_size.requires_grad_(lr_step > 0)
+        if lr_step:
+            learned["step_size"] = synthetic.step_size, lr_step
+    return learned
+
+
+class _Watch:
+    """Looks at what episodes came to, at several together, and reports them."""
+
+    def __init__(
+        self,
+        synthetic: SyntheticDataset,
+        learned: Learned,
+        optimizer: SGD,
+        after: Callable[[Progress], None] | None,
+    ) -> None:
+        self.synthetic, self.learned, self.optimizer, self.after = synthetic, learned, optimizer, after
+        self.together = LOOKED_AT_TOGETHER.get(synthetic.labels.device.type, 1)
+        self.pending: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.looked = time.monotonic()
+
+    def note(self, number: int, loss: Tensor, outside: Tensor, last: bool) -> None:
+        """Of an episode: its loss, and how often its step size had to be kept within bounds."""
+        size = self.synthetic.step_size
+        self.pending.append((loss, torch.zeros(()) if size is None else size.detach().clone(), outside))
+        due = len(self.pending) >= self.together or time.monotonic() - self.looked >= LOOKED_AT_EVERY
+        if not due and not last:
+            return
+        losses, sizes, hits = (torch.stack(part).tolist() for part in zip(*self.pending))
+        self.pending.clear()
+        self.looked = time.monotonic()
+        _check_finite(losses, number, self.learned)
+        if self.after:
+            found = tuple(sizes) if "step_size" in self.learned else ()
+            self.after(Progress(number, tuple(losses), found, sum(hits), self.velocity))
+
+    def velocity(self) -> dict[str, Tensor]:
+        """Momentum of all that is learned, as far as there is any."""
+        state = self.optimizer.state
+        found = {
+            name: state[tensor].get("momentum_buffer") for name, (tensor, _) in self.learned.items() if tensor in state
         }
-        return {name: buffer.detach().clone() for name, buffer in buffers.items() if buffer is not None}
-
-    together = LOOKED_AT_TOGETHER.get(synthetic.labels.device.type, 1)
-    pending: list[tuple[Tensor, ...]] = []
-    looked = time.monotonic()
-    for number in range(start, episodes):
-        for group, (_, rate) in zip(optimizer.param_groups, rates.values(), strict=True):
-            group["lr"] = rate * schedule(number / episodes)
-        losses, outside = [], torch.zeros((), dtype=torch.int64, device=synthetic.labels.device)
-        for loss in objective.episode(synthetic, number):
-            ranks.sum_gradients_([parameter for parameter, _ in rates.values()], loss)
-            losses.append(loss)
-            optimizer.step()
-            optimizer.zero_grad()
-            projected = synthetic.project_()
-            if projected is not None:
-                outside += projected
-        step_size = torch.zeros(()) if synthetic.step_size is None else synthetic.step_size.detach().clone()
-        pending.append((torch.stack(losses).mean(), step_size, outside))
-        due = len(pending) >= together or time.monotonic() - looked >= LOOKED_AT_EVERY
-        if due or number + 1 == episodes:
-            values, sizes, hits = (torch.stack(part).tolist() for part in zip(*pending))
-            pending.clear()
-            looked = time.monotonic()
-            _check_finite(values, number, rates)
-            if after:
-                learned = tuple(sizes) if "step_size" in rates else ()
-                after(Progress(number, tuple(values), learned, sum(hits), current))
+        return {name: buffer.detach().clone() for name, buffer in found.items() if buffer is not None}
 
 
-def _check_finite(losses: list[float], number: int, rates: dict[str, tuple[Tensor, float]]) -> None:
+def _check_finite(losses: list[float], number: int, learned: Learned) -> None:
     for past, loss in enumerate(reversed(losses)):
         first_bad = number - past
         if loss != loss or abs(loss) == float("inf"):
             keys = {"labels": "condense.lr_labels", "step_size": "condense.lr_step"}
-            tried = {keys.get(name, "condense.lr"): rate for name, (_, rate) in rates.items()}
+            tried = {keys.get(name, "condense.lr"): rate for name, (_, rate) in learned.items()}
             said = " and ".join(f"{key} {rate:g}" for key, rate in tried.items())
             smaller = " or ".join(f"--{key} {rate / 10:g}" for key, rate in tried.items())
             raise UserError(f"the loss is {loss} in episode {first_bad} at {said}; try a smaller one, as in {smaller}")
