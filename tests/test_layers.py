@@ -25,6 +25,7 @@ LAYERS = [
     {"assemble"},
     {"settling"},
     {"pictures", "figures", "console", "rates", "peaks"},
+    {"provenance"},
     {"scoring", "planning", "sessions"},
     {"condensing"},
     {"rows"},

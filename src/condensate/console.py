@@ -97,6 +97,11 @@ def percent(mean: float, std: float | None) -> str:
     return f"{100 * mean:.1f}" + (f" ± {100 * std:.1f}" if std is not None else "")
 
 
+def counted(number: int, what: str) -> str:
+    """So many of it, in words."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """Seconds in words of the right size."""
     if seconds < 90:

@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
@@ -11,8 +10,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from condensate import summaries
-from condensate.console import duration, percent, size
+from condensate import provenance, summaries
+from condensate.console import counted, duration, percent, size
 from condensate.errors import UserError
 from condensate.figures import save_accuracies, save_losses
 from condensate.recipe import Recipe, Values
@@ -25,7 +24,6 @@ from condensate.summaries import Summary, Table
 
 MOST_POINTS = 400  # of a curve; episodes beyond are averaged in blocks
 NAME = "report.html"
-PLACES, PLACE = ("path", "store", "released"), "DIR"  # keys that tell where something lies, and what is said in place
 
 
 @dataclass(frozen=True)
@@ -140,10 +138,10 @@ def _read(folder: Path, seeds: Sequence[Path]) -> Part:
     part = Part(
         title=recipe.name,
         folder=str(folder),
-        about=_about(recipe, begun),
-        words=_words(recipe, begun, len(seeds)),
+        about=provenance.about(recipe, begun),
+        words=provenance.words(recipe, begun, len(seeds)),
         beside="" if named else f", the recipe below saved as {recipe.name}.yaml",
-        recipe=replace(recipe, values=_elsewhere(recipe.values)).dump(),
+        recipe=replace(recipe, values=provenance.elsewhere(recipe.values)).dump(),
     )
     if begun.get("command", "run") == "run":
         _add_run(part, recipe, seeds or [folder], begun["smoke"])
@@ -156,75 +154,6 @@ def _read(folder: Path, seeds: Sequence[Path]) -> Part:
 
 def _is_run(folder: Path) -> bool:
     return (folder / "environment.json").is_file() and (folder / "recipe.yaml").is_file()
-
-
-def _elsewhere(values: Any, key: str = "") -> Any:
-    """The same without the places of this machine."""
-    if isinstance(values, Mapping):
-        return {name: _elsewhere(value, name) for name, value in values.items()}
-    if isinstance(values, list):
-        return [_elsewhere(value, key) for value in values]
-    return PLACE if key in PLACES and values is not None else values
-
-
-def _about(recipe: Recipe, begun: Values) -> dict[str, str]:
-    """What was asked for, and of which machine."""
-    machine, data, episodes = begun["machine"], recipe["data"], recipe.condense.episodes
-    budget = {key: value for key, value in recipe["budget"].items() if value is not None}
-    usual = recipe.name in shipped() and int(find(recipe.name)[1]["condense"]["episodes"])
-    share = f" of the {usual:,} of the shipped recipe" if usual and usual != episodes else ""
-    seen = ["whitened"] if data["zca"] else []
-    seen += [f"{key} {data[key]}" for key in ("size", "channels", "validation") if data[key]]
-    return {
-        "data": "random images, a smoke run" if begun["smoke"] else ", ".join([_data(recipe), *seen]),
-        "budget": ", ".join(f"{key} {value:,}" for key, value in budget.items()),
-        "storage": _named(recipe["parameterization"]),
-        **({"matched on": _named(recipe["objective"])} if episodes else {}),
-        "start": _named(recipe["start"]),
-        "network": _named(recipe["network"]),
-        "episodes": f"{episodes:,}{share}",
-        "machine": f"{begun['device']}, {machine['processor']}, {_counted(machine['threads'], 'thread')}"
-        + (f", {begun['processes']} processes" if begun.get("processes", 1) > 1 else ""),
-        "versions": ", ".join(f"{name} {version}" for name, version in begun["versions"].items())
-        + (f", commit {begun['commit']}" if begun["commit"] else ""),
-    }
-
-
-def _data(recipe: Recipe) -> str:
-    return f"{recipe['data']['name'] or 'a folder'}, scored on its {recipe.evaluate.split} images"
-
-
-def _named(section: Mapping[str, Any]) -> str:
-    """A section of a recipe on one line."""
-    rest = [f"{key} {value}" for key, value in section.items() if key != "name" and value is not None]
-    return ", ".join([str(section["name"]), *rest])
-
-
-def _words(recipe: Recipe, begun: Values, seeds: int) -> list[str]:
-    """What does the same again; where data and experts lie is left to the reader."""
-    command, processes = begun.get("command", "run"), begun.get("processes", 1)
-    what = recipe.name if recipe.name in shipped() else f"{recipe.name}.yaml"
-    if recipe.values.get("privacy", {}).get("released"):
-        what = "RUN_FOLDER"
-    program = ["condensate"] if processes == 1 else ["torchrun", "--nproc-per-node", str(processes), "-m", "condensate"]
-    words = [shlex.join([*program, command, what])]
-    for section, content in _elsewhere(begun["overrides"]).items():
-        for key, value in content.items() if isinstance(content, Mapping) else [("", content)]:
-            if section != "seed" and (section, key) != ("privacy", "released"):
-                words.append(shlex.join([f"--{section}.{key}" if key else f"--{section}", _word(value)]))
-    words += [f"--seed {recipe['seed']}"] if recipe["seed"] else []
-    words += [f"--seeds {seeds}"] if seeds else []
-    words += ["--smoke"] if begun["smoke"] else []
-    if begun["device"] == "cpu":
-        words += ["--device cpu", f"--threads {begun['machine']['threads']}"]
-    return words
-
-
-def _word(value: Any) -> str:
-    """A value as the command line reads it."""
-    if isinstance(value, list) and len(value) > 1 and all(isinstance(each, str) for each in value):
-        return ",".join(value)
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _add_run(part: Part, recipe: Recipe, folders: Sequence[Path], smoke: bool) -> None:
@@ -283,13 +212,8 @@ def _how_far(row: str, folder: Path, networks: int) -> str:
         return f"{row}, {folder}: networks scored: {', '.join(counts)}"
     if (folder / "synthetic.safetensors").is_file():
         return f"{row}, {folder}: its set is saved, not scored yet"
-    done = f"{_counted(episodes, 'episode')} logged" if episodes else "nothing done yet"
+    done = f"{counted(episodes, 'episode')} logged" if episodes else "nothing done yet"
     return f"{row}, {folder}: {done}"
-
-
-def _counted(number: int, what: str) -> str:
-    """So many of it, in words."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _headline(recipe: Recipe, results: Sequence[Values]) -> Headline:
@@ -302,7 +226,7 @@ def _headline(recipe: Recipe, results: Sequence[Values]) -> Headline:
         f"{stored['images_per_class']:,}",
         f"{stored['tensor_bytes']:,}",
         percent(mean(means), spread),
-        (f"{_counted(len(means), 'seed')}, " if len(means) > 1 else "") + _counted(networks, "network"),
+        (f"{counted(len(means), 'seed')}, " if len(means) > 1 else "") + counted(networks, "network"),
     )
 
 
