@@ -40,6 +40,7 @@ from condensate import (
 from condensate.compute import ComputeOptions, can_compile, has_bfloat16
 from condensate.examples import Held
 from condensate.networks import forward_operations
+from condensate.networks.tiled import LEAST_CHANNELS
 from condensate.together import Together
 from condensate.training import mean_loss
 
@@ -91,13 +92,24 @@ class Bench:
         labels = class_major(classes, each)
         return from_arrays(images, labels, images[:classes], labels[::each]).to(self.device)
 
-    def computes(self, low: bool = True, shape: Shape = (3, 32, 32)) -> dict[str, Compute]:
-        """Our ways: compiled where that is possible, also with bfloat16 for what needs no gradient to the pixels."""
+    def computes(self, low: bool = True, shape: Shape = (3, 32, 32), features: bool = False) -> dict[str, Compute]:
+        """Our ways: compiled where that is possible, also with bfloat16 for what needs no gradient to the pixels.
+
+        Where that is ``features``, a CPU also takes wide networks on tiles.
+        """
         compiled, pixels = can_compile(self.device), shape[1] * shape[2]
-        names = ["float32", *(["bfloat16"] if low and has_bfloat16(self.device) else [])]
-        asked = {name: ComputeOptions("always" if compiled else "never", name) for name in names}  # type: ignore[arg-type]
+        names = {"float32": "float32"}
+        if features and compiled and self.device.type == "cpu" and self.width >= LEAST_CHANNELS:
+            names["float32 on tiles"] = "tiled"
+        if low and has_bfloat16(self.device):
+            names["bfloat16"] = "bfloat16"
         said = "" if compiled else ", eager"
-        return {f"ours, {name}{said}": asked[name].resolve(self.device, 0.0, pixels) for name in names}
+
+        def how(precision: Any) -> Compute:
+            asked = ComputeOptions("always" if compiled else "never", precision)
+            return asked.resolve(self.device, 0.0, pixels, features=features)
+
+        return {f"ours, {name}{said}": how(precision) for name, precision in names.items()}
 
 
 def synthetic(
@@ -175,7 +187,9 @@ def dm(bench: Bench, shape: Shape, classes: int, ipc: int) -> Work:
         return DistributionMatching(data.train, bench.network(data), Augment(), streams, compute, batch_real=count)
 
     ways = {"published": Way(theirs)}
-    ways |= episodes(bench, lambda: synthetic(bench, Pixels(classes * ipc, shape), data), matching, shape=shape)
+    ways |= episodes(
+        bench, lambda: synthetic(bench, Pixels(classes * ipc, shape), data), matching, shape=shape, features=True
+    )
     real, made = classes * bench.batch_real, classes * ipc
     return Work(
         f"DM step, {_named(shape, classes)}, IPC {ipc}", ways, (real + 2 * made) * each, _moved(data, real, made)
@@ -195,7 +209,7 @@ def features(bench: Bench) -> Work:
             network.features(published.siamese(op, generator)(images[label * count : (label + 1) * count])).mean(0)
 
     ways = {"published": Way(plain)}
-    for name, compute in bench.computes().items():
+    for name, compute in bench.computes(features=True).items():
         matching = DistributionMatching(
             data.train, bench.network(data), Augment(), bench.streams(), compute, batch_real=count
         )

@@ -20,6 +20,7 @@ from benchmarks import pages, plans, published, scaling, works
 from benchmarks.measure import AROUND, KINDS, Way, Work, measure, peak_bytes, resident, shares, warm
 from benchmarks.works import QUICK, WORKS, Bench
 from condensate import Augment, Compute, ImageData, Streams, build_network
+from condensate.compute import can_compile
 
 CPU = torch.device("cpu")
 
@@ -109,7 +110,16 @@ def test_computes__name_what_they_are():
     assert next(iter(found)).startswith("ours, float32")
     for name, compute in found.items():
         assert ("bfloat16" in name) == (compute.precision == torch.bfloat16)
+        assert not compute.tiled
         assert ("eager" in name) != compute.compiled
+
+
+def test_computes__features__on_tiles_where_networks_are_wide():
+    pytest.importorskip("torch._inductor")
+    wide, narrow = (Bench(CPU, quick=quick).computes(features=True) for quick in (False, True))
+    tiled = [name for name, compute in wide.items() if compute.tiled]
+    assert tiled == (["ours, float32 on tiles"] if can_compile(CPU) else [])
+    assert not any(compute.tiled for compute in narrow.values())
 
 
 def test_start__without_data__is_said_not_to_be_measured(bench: Bench):

@@ -7,7 +7,7 @@ import torch
 
 from condensate import Compute, UserError
 from condensate.compute import WORTH_COMPILING, ComputeOptions, can_compile, has_bfloat16, lacking, parts
-from condensate.settling import check_training, settle_training, why_training_compiled
+from condensate.settling import check_training, compute, settle_compute, settle_training, why_training_compiled
 from condensate.sheets import resolve
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -168,6 +168,49 @@ def test_precision__auto_is_bfloat16_where_the_processor_has_it(
 ):
     machine(**capabilities)
     assert ComputeOptions(precision=asked).resolve(CPU, 0.0).precision == precision
+
+
+@pytest.mark.parametrize(
+    ("asked", "capabilities", "tiled"),
+    [
+        ({}, {}, True),
+        ({}, {"avx512_bf16": True}, False),
+        ({"precision": "tiled"}, {"avx512_bf16": True}, True),
+        ({"precision": "float32"}, {}, False),
+        ({"compile": "never"}, {}, False),
+    ],
+    ids=str,
+)
+def test_precision__features_on_a_cpu__on_tiles_where_compiled_in_float32(
+    machine: Any, asked: dict[str, Any], capabilities: dict[str, bool], tiled: bool
+):
+    machine(**capabilities)
+    options = ComputeOptions(**{"compile": "always"} | asked)
+    resolved = options.resolve(CPU, 0.0, features=True)
+    assert resolved.tiled == tiled
+    assert resolved.precision == (torch.float32 if tiled or not capabilities else torch.bfloat16)
+    if options.precision != "tiled":
+        assert not options.resolve(CPU, 0.0).tiled
+        assert not options.resolve(CUDA, 0.0, features=True).tiled
+
+
+@pytest.mark.parametrize(
+    ("compile", "device", "features"), [("never", CPU, True), ("always", CUDA, True), ("always", CPU, False)], ids=str
+)
+def test_precision__tiled_where_nothing_is__refused(machine: Any, compile: Any, device: Any, features: bool):
+    with pytest.raises(UserError, match=r"tiled is for features of real images .* take float32, or auto"):
+        ComputeOptions(compile, "tiled").resolve(device, 0.0, features=features)
+
+
+def test_settle_compute__tiles_are_settled_for_dm_alone_and_stay(machine: Any):
+    for name, settled in (("cifar10-lodm-ipc1", "tiled"), ("cifar10-lodc-ipc1", "float32")):
+        recipe = settle_compute(resolve(name, {"compute": {"compile": "always"}}), (3, 32, 32), 10, 80, CPU)
+        assert recipe["compute"]["precision"] == settled
+        machine(avx512_bf16=True)  # another one goes on with it
+        again = settle_compute(recipe, (3, 32, 32), 10, 80, CPU)
+        assert again["compute"] == recipe["compute"]
+        assert compute(again, (3, 32, 32), CPU).tiled == (settled == "tiled")
+        machine()
 
 
 @pytest.mark.parametrize("native", [True, False])

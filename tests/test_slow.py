@@ -37,21 +37,23 @@ def mnist():
 
 @pytest.mark.skipif(not can_compile(CPU), reason="no C++ compiler")
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("precision", "tiled"), [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False)], ids=str
+)
 @pytest.mark.parametrize("each", [3, 11])
-def test_compiled__equals_eager(precision, each):
+def test_compiled__equals_eager(precision, tiled, each):
     images = torch.randint(0, 256, (80, 3, 16, 16), dtype=torch.uint8, generator=Streams(0)("images"))
     labels = torch.arange(4).repeat(20)
-    real = from_arrays(images, labels, images, labels).train
+    data = from_arrays(images, labels, images, labels)
     found = []
     for compiled in (False, True):
         torch._dynamo.reset()
         stored = LowRank(4 * each, (3, 16, 16), rank=2)
         stored.reset_(Streams(1)("start"))
-        synthetic = SyntheticDataset(stored, class_major(4, each))
-        network = build_network("convnet", (3, 16, 16), 4, Streams(2)("net"), width=16, depth=2)
-        compute = Compute(compiled=compiled, precision=precision, chunk=8)
-        matching = DistributionMatching(real, network, Augment(), Streams(3), compute, batch_real=10)
+        synthetic = SyntheticDataset(stored, class_major(4, each), mean=data.mean, std=data.std)
+        network = build_network("convnet", (3, 16, 16), 4, Streams(2)("net"), width=64 if tiled else 16, depth=2)
+        compute = Compute(compiled=compiled, precision=precision, chunk=8, tiled=compiled and tiled)
+        matching = DistributionMatching(data.train, network, Augment(), Streams(3), compute, batch_real=10)
         losses = []
         for number in range(3):  # networks re-initialise in place: the programs must follow
             losses += [float(loss) for loss in matching.episode(synthetic, number)]
@@ -71,7 +73,7 @@ def test_mnist__dm_far_above_random_images_after_a_few_episodes(mnist):
     scores = []
     for episodes in (0, 150):
         stored = Pixels(10, mnist.shape)
-        synthetic = SyntheticDataset(stored, class_major(10, 1))
+        synthetic = SyntheticDataset(stored, class_major(10, 1), mean=mnist.mean, std=mnist.std)
         index = torch.cat([mnist.train.sample(label, 1, streams("random", label)) for label in range(10)])
         stored.encode_(mnist.train.images(index))
         network = build_network("convnet", mnist.shape, 10, streams("network"), **size)

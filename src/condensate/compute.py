@@ -41,12 +41,14 @@ class Compute:
         precision: Of what carries no gradient to the pixels (the features or parameter gradients of real images).
         chunk: Images that go through a network at once, at most; activation memory is that of one chunk.
         piece: Of what may be divided at no cost, images that go through at once; absent: a chunk.
+        tiled: Whether features of real images take wide convolutions on tiles, see ``networks.on_tiles``.
     """
 
     compiled: bool = False
     precision: torch.dtype = torch.float32
     chunk: int = CHUNK
     piece: int | None = None
+    tiled: bool = False
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -74,7 +76,8 @@ class ComputeOptions:
     Args:
         compile: auto compiles where a C++ compiler is at hand and the planned run is long enough to win it back.
         precision: Of the features or parameter gradients of real images. auto is bfloat16 where the machine has
-            instructions for it, else float32.
+            instructions for it, else tiled for features in compiled programs on a CPU, else float32. tiled is float32
+            with a quarter of the products of wide convolutions, which rounds some five times more.
         chunk: Images that go through a network at once, at most: the memory knob. null is 64 on a CPU, and on a GPU as
             many as have the pixels of 4,096 images of 32x32.
         reuse: Keep the class means of real features (objective dm) in the cache, for runs that differ in storage,
@@ -82,22 +85,26 @@ class ComputeOptions:
     """
 
     compile: Literal["auto", "always", "never"] = "auto"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "tiled", "bfloat16"] = "auto"
     chunk: int | None = None
     reuse: bool = False
 
-    def resolve(self, device: torch.device, operations: float, pixels: int = 32 * 32) -> Compute:
+    def resolve(
+        self, device: torch.device, operations: float, pixels: int = 32 * 32, *, features: bool = False
+    ) -> Compute:
         """Settle what is left to the program.
 
         Args:
             device: Where the run computes.
             operations: Floating-point operations of the whole planned run.
             pixels: Of an image.
+            features: Whether there are features of real images, without gradient, which may go on tiles.
 
         Raises:
-            UserError: For names that are not known, a chunk below 1, or ``always`` where ``torch.compile`` cannot.
+            UserError: For names that are not known, a chunk below 1, ``always`` where ``torch.compile`` cannot, or
+                ``tiled`` where nothing is.
         """
-        for key, known in (("compile", ("auto", "always", "never")), ("precision", ("auto", *PRECISIONS))):
+        for key, known in (("compile", ("auto", "always", "never")), ("precision", ("auto", "tiled", *PRECISIONS))):
             if getattr(self, key) not in known:
                 raise unknown(f"compute.{key}", str(getattr(self, key)), known)
         if self.compile == "always" and (lacks := lacking(device)):
@@ -106,15 +113,22 @@ class ComputeOptions:
                 "condensing, --evaluate.compile never for scoring"
             )
         compiled = self.compile == "always" or (self.compile == "auto" and _compiles(device, operations)[0])
+        tiles = features and compiled and device.type == "cpu"
+        if self.precision == "tiled" and not tiles:
+            raise UserError(
+                "precision tiled is for features of real images (objective dm) in compiled programs on a CPU, as with "
+                "--compute.compile always; here take float32, or auto"
+            )
         precision = PRECISIONS.get(self.precision)
         if precision is None:
-            precision = torch.bfloat16 if has_bfloat16(device) else torch.float32
+            precision = torch.bfloat16 if self.precision == "auto" and has_bfloat16(device) else torch.float32
+        tiled = tiles and self.precision in ("auto", "tiled") and precision == torch.float32
         chunk = self.chunk
         if chunk is None:
             chunk = CHUNK if device.type == "cpu" else max(CHUNK, PIXELS_ON_GPU // pixels)
         if chunk < 1:
             raise UserError(f"compute.chunk must be at least 1, got {chunk}")
-        return Compute(compiled, precision, chunk, cached(device, pixels, precision) if compiled else None)
+        return Compute(compiled, precision, chunk, cached(device, pixels, precision) if compiled else None, tiled)
 
     def why(self, device: torch.device, operations: float) -> str | None:
         """What auto decides about compiling and why, in words; None where the user decided."""

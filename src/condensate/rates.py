@@ -14,6 +14,7 @@ from condensate import assemble, settling
 from condensate.atomic import replacing
 from condensate.compute import like_convolutions
 from condensate.data.cache import folder as cache_folder
+from condensate.networks import TiledConvolution, on_tiles
 from condensate.parameterizations import Shape
 from condensate.recipe import Recipe
 from condensate.streams import Streams
@@ -22,6 +23,7 @@ PATIENCE = 0.8  # seconds a measurement goes on for
 # How much faster than eager ones compiled programs are: python -m benchmarks. Two cores: 1.3 (MTT) to 2.2 (training).
 # An H200: 2.6 (MTT) to 3.0; all but MTT was eager in bfloat16, and is held against compiled float32 here.
 COMPILED_GAIN = {"cpu": 1.6, "cuda": 2.5}
+TILED_GAIN = 1.5  # of features on tiles, beside that
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ def _measure(recipe: Recipe, shape: Shape, classes: int, batch: int, device: tor
     if compute.compiled:
         gain = COMPILED_GAIN[device.type]
         low_gain = gain * _product_rate(compute.precision, device) / _product_rate(torch.float32, device)
+    if compute.tiled and any(isinstance(layer, TiledConvolution) for layer in on_tiles(net).modules()):
+        low_gain *= TILED_GAIN
     return Rates(
         low_gain * compute.chunk / _seconds(features, device),
         gain * compute.chunk / _seconds(there_and_back, device),

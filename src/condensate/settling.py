@@ -20,7 +20,7 @@ FILLS_A_GPU = 4096  # images of 32x32, or as many pixels, a step of all networks
 def settle_compute(recipe: Recipe, shape: Shape, classes: int, images: int, device: torch.device) -> Recipe:
     """The recipe with ``compute`` settled, so that a resumed run does not choose anew."""
     work = condensing_operations(recipe, shape, classes, images)
-    resolved = ComputeOptions(**recipe["compute"]).resolve(device, work, shape[1] * shape[2])
+    resolved = _resolved(recipe, shape, device, work)
     return recipe.with_values(compute={**_settled(resolved), "chunk": resolved.chunk})
 
 
@@ -30,8 +30,13 @@ def why_compiled(recipe: Recipe, shape: Shape, classes: int, images: int, device
     return ComputeOptions(**recipe["compute"]).why(device, work)
 
 
+def _resolved(recipe: Recipe, shape: Shape, device: torch.device, work: float) -> Compute:
+    features = OBJECTIVES[recipe["objective"]["name"]].sees_features
+    return ComputeOptions(**recipe["compute"]).resolve(device, work, shape[1] * shape[2], features=features)
+
+
 def _settled(resolved: Compute) -> Values:
-    name = {torch.float32: "float32", torch.bfloat16: "bfloat16"}[resolved.precision]
+    name = "tiled" if resolved.tiled else {value: name for name, value in PRECISIONS.items()}[resolved.precision]
     return {"compile": "always" if resolved.compiled else "never", "precision": name}
 
 
@@ -116,4 +121,4 @@ def training_way(recipe: Recipe) -> Values:
 
 def compute(recipe: Recipe, shape: Shape, device: torch.device) -> Compute:
     """How the objective computes on images of a shape, of a recipe in which that is settled."""
-    return ComputeOptions(**recipe["compute"]).resolve(device, 0.0, shape[1] * shape[2])
+    return _resolved(recipe, shape, device, 0.0)

@@ -18,6 +18,7 @@ from condensate import (
     condense,
     from_arrays,
 )
+from condensate.networks import TiledConvolution
 from condensate.parameterizations import Parameterization
 from condensate.ranks import ALONE, Ranks
 
@@ -41,8 +42,8 @@ def synthetic(kind: str = "lowrank", each: int = 3, order: Tensor | None = None)
 
 
 def matching(real, compute=None, augment=None, batch_real=BATCH, updates=1, **options) -> DistributionMatching:
-    options = {"norm": "instance"} | options
-    network = build_network("convnet", SHAPE, CLASSES, Streams(2)("net"), width=8, depth=2, **options)
+    options = {"norm": "instance", "width": 8, "depth": 2} | options
+    network = build_network("convnet", SHAPE, CLASSES, Streams(2)("net"), **options)
     return DistributionMatching(
         real, network, augment or Augment(), Streams(3), compute, batch_real=batch_real, updates=updates
     )
@@ -174,6 +175,19 @@ def test_episode__bfloat16_real_features__close_to_float32_and_float32_gradient(
     for a, b in zip(found, reference, strict=True):
         assert a.dtype == torch.float32
         assert float(torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0)) > 0.999
+
+
+def test_episode__tiled_real_features__equal_but_for_rounding_and_the_synthetic_side_as_ever(real, monkeypatch):
+    wide, seen = {"width": 64, "pooling": "none"}, []
+    tiled = TiledConvolution.tiled
+    monkeypatch.setattr(TiledConvolution, "tiled", lambda self, maps: seen.append(len(maps)) or tiled(self, maps))
+    for number in (0, 1):  # the network is drawn anew in place
+        exact, reference = gradients(matching(real, **wide), synthetic(), number)
+        rounded, found = gradients(matching(real, Compute(tiled=True), **wide), synthetic(), number)
+        assert sum(seen) == CLASSES * BATCH * (number + 1)
+        assert rounded == pytest.approx(exact, rel=1e-4)
+        for a, b in zip(found, reference, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
 
 
 def test_episode__no_operators__images_as_they_are(real):

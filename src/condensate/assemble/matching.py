@@ -47,7 +47,7 @@ def reuse(
     about = environment(data.train.device)
     kind = _seen(recipe, data, outputs) | {
         "streams": [streams.seed, *streams.prefix],
-        "compute": [compute.compiled, str(compute.precision), compute.at_once],
+        "compute": [compute.compiled, str(compute.precision), compute.at_once, *["tiled"] * compute.tiled],
         "made": [about["device"], about["machine"], about["versions"]],  # which decide the last bits
     }
     matching.reuse(cache_folder() / "features", kind)

@@ -18,7 +18,8 @@ def _plan(options: argparse.Namespace, keys: Values) -> None:
     expected = plan(recipe, chosen_device(options.device))
     how = "compiled" if expected.compiled else "eager"
     if expected.experts is None:
-        how += f", what carries no gradient to the images in {expected.precision}"
+        low = {"tiled": "float32 on tiles"}.get(expected.precision, expected.precision)
+        how += f", what carries no gradient to the images in {low}"
     rows = [
         ["image", "x".join(map(str, expected.shape))],
         ["classes", str(expected.classes)],

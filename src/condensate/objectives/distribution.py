@@ -16,7 +16,7 @@ from condensate.augment import Augment, Transform, transform
 from condensate.compute import Compute, parts, uploaded
 from condensate.data import Split
 from condensate.errors import UserError
-from condensate.networks import Network
+from condensate.networks import Network, on_tiles
 from condensate.objectives.base import Layers, Objective, OfLabels, Room, Work, check_alike
 from condensate.objectives.kept import KeptMeans
 from condensate.ranks import ALONE, Ranks
@@ -38,7 +38,8 @@ class DistributionMatching(Objective):
     where f are the network's features and real_c a batch of the class. Zhao & Bilen, "Dataset Condensation with
     Distribution Matching", WACV 2023, equation 5.
 
-    Real features carry no gradient: they run chunk by chunk, in the precision and by the program of ``compute``. The
+    Real features carry no gradient: they run chunk by chunk, in the precision and by the program of ``compute``,
+    on tiles where it says so. The
     synthetic side runs by groups of whole classes, and a class larger than a chunk piece by piece and twice, first for
     its mean; both are equal to one big graph. Networks with batch statistics take each side in one forward, as
     published.
@@ -58,6 +59,7 @@ class DistributionMatching(Objective):
     """
 
     keeps: ClassVar[bool] = True
+    sees_features: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -89,7 +91,10 @@ class DistributionMatching(Objective):
         self.piece = None if network.batch_statistics else compute.at_once
         self.network = network.requires_grad_(False).train()
         self.network.to(memory_format=compute.memory_format)  # type: ignore[call-overload]
-        self.low = network if compute.precision == torch.float32 else deepcopy(self.network).to(compute.precision)
+        self.low = on_tiles(network) if compute.tiled else network
+        self.copied = compute.precision != torch.float32
+        if self.copied:
+            self.low = deepcopy(self.network).to(compute.precision)
         self._features = compute.program(_augmented_features(self.network, compute))
         self._low_features = compute.program(_augmented_features(self.low, compute))
         self.own_rows = real.labels.new_tensor(self.own)
@@ -139,7 +144,7 @@ class DistributionMatching(Objective):
         if synthetic.labels.ndim != 1:
             raise UserError("distribution matching needs one class an image; soft labels have no class means")
         self.network.reset_(self.streams("network", number))
-        if self.low is not self.network:
+        if self.copied:
             state, low = self.network.state_dict(), self.low.state_dict()
             torch._foreach_copy_(list(low.values()), [state[name] for name in low])
         return self.augment.draw(self.streams("augment", number), self.classes, self.size)

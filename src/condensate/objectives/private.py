@@ -73,6 +73,7 @@ class PrivateDistributionMatching(Objective):
     """
 
     private: ClassVar[bool] = True
+    sees_features: ClassVar[bool] = True
 
     def __init__(
         self,
