@@ -92,14 +92,14 @@ class Bench:
         labels = class_major(classes, each)
         return from_arrays(images, labels, images[:classes], labels[::each]).to(self.device)
 
-    def computes(self, low: bool = True, shape: Shape = (3, 32, 32), features: bool = False) -> dict[str, Compute]:
+    def computes(self, low: bool = True, shape: Shape = (3, 32, 32), tiles: bool = False) -> dict[str, Compute]:
         """Our ways: compiled where that is possible, also with bfloat16 for what needs no gradient to the pixels.
 
-        Where that is ``features``, a CPU also takes wide networks on tiles.
+        Where there are ``tiles``, a CPU also takes wide networks on them.
         """
         compiled, pixels = can_compile(self.device), shape[1] * shape[2]
         names = {"float32": "float32"}
-        if features and compiled and self.device.type == "cpu" and self.width >= LEAST_CHANNELS:
+        if tiles and compiled and self.device.type == "cpu" and self.width >= LEAST_CHANNELS:
             names["float32 on tiles"] = "tiled"
         if low and has_bfloat16(self.device):
             names["bfloat16"] = "bfloat16"
@@ -107,7 +107,7 @@ class Bench:
 
         def how(precision: Any) -> Compute:
             asked = ComputeOptions("always" if compiled else "never", precision)
-            return asked.resolve(self.device, 0.0, pixels, features=features)
+            return asked.resolve(self.device, 0.0, pixels, tiles=tiles)
 
         return {f"ours, {name}{said}": how(precision) for name, precision in names.items()}
 
@@ -188,7 +188,7 @@ def dm(bench: Bench, shape: Shape, classes: int, ipc: int) -> Work:
 
     ways = {"published": Way(theirs)}
     ways |= episodes(
-        bench, lambda: synthetic(bench, Pixels(classes * ipc, shape), data), matching, shape=shape, features=True
+        bench, lambda: synthetic(bench, Pixels(classes * ipc, shape), data), matching, shape=shape, tiles=True
     )
     real, made = classes * bench.batch_real, classes * ipc
     return Work(
@@ -209,7 +209,7 @@ def features(bench: Bench) -> Work:
             network.features(published.siamese(op, generator)(images[label * count : (label + 1) * count])).mean(0)
 
     ways = {"published": Way(plain)}
-    for name, compute in bench.computes(features=True).items():
+    for name, compute in bench.computes(tiles=True).items():
         matching = DistributionMatching(
             data.train, bench.network(data), Augment(), bench.streams(), compute, batch_real=count
         )
@@ -333,7 +333,7 @@ def evaluation(bench: Bench, networks: int) -> Work:
         return Way(run, precision(str(compute.precision)), many // asked)
 
     ways = {"published": Way(plain, units=few // asked), "ours, float32, not compiled": one_by_one(Compute())}
-    ways |= {name: one_by_one(compute) for name, compute in bench.computes().items() if compute.compiled}
+    ways |= {name: one_by_one(compute) for name, compute in bench.computes(tiles=True).items() if compute.compiled}
     ways["ours, all together, not compiled"] = together(Compute())
     if bench.device.type == "cuda":
         ways["ours, all together"] = together(Compute(compiled=True))

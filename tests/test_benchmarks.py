@@ -114,9 +114,9 @@ def test_computes__name_what_they_are():
         assert ("eager" in name) != compute.compiled
 
 
-def test_computes__features__on_tiles_where_networks_are_wide():
+def test_computes__on_tiles_where_networks_are_wide():
     pytest.importorskip("torch._inductor")
-    wide, narrow = (Bench(CPU, quick=quick).computes(features=True) for quick in (False, True))
+    wide, narrow = (Bench(CPU, quick=quick).computes(tiles=True) for quick in (False, True))
     tiled = [name for name, compute in wide.items() if compute.tiled]
     assert tiled == (["ours, float32 on tiles"] if can_compile(CPU) else [])
     assert not any(compute.tiled for compute in narrow.values())

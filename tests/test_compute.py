@@ -7,7 +7,14 @@ import torch
 
 from condensate import Compute, UserError
 from condensate.compute import WORTH_COMPILING, ComputeOptions, can_compile, has_bfloat16, lacking, parts
-from condensate.settling import check_training, compute, settle_compute, settle_training, why_training_compiled
+from condensate.settling import (
+    check_training,
+    compute,
+    settle_compute,
+    settle_training,
+    training_way,
+    why_training_compiled,
+)
 from condensate.sheets import resolve
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -186,20 +193,20 @@ def test_precision__features_on_a_cpu__on_tiles_where_compiled_in_float32(
 ):
     machine(**capabilities)
     options = ComputeOptions(**{"compile": "always"} | asked)
-    resolved = options.resolve(CPU, 0.0, features=True)
+    resolved = options.resolve(CPU, 0.0, tiles=True)
     assert resolved.tiled == tiled
     assert resolved.precision == (torch.float32 if tiled or not capabilities else torch.bfloat16)
     if options.precision != "tiled":
         assert not options.resolve(CPU, 0.0).tiled
-        assert not options.resolve(CUDA, 0.0, features=True).tiled
+        assert not options.resolve(CUDA, 0.0, tiles=True).tiled
 
 
 @pytest.mark.parametrize(
-    ("compile", "device", "features"), [("never", CPU, True), ("always", CUDA, True), ("always", CPU, False)], ids=str
+    ("compile", "device", "tiles"), [("never", CPU, True), ("always", CUDA, True), ("always", CPU, False)], ids=str
 )
-def test_precision__tiled_where_nothing_is__refused(machine: Any, compile: Any, device: Any, features: bool):
-    with pytest.raises(UserError, match=r"tiled is for features of real images .* take float32, or auto"):
-        ComputeOptions(compile, "tiled").resolve(device, 0.0, features=features)
+def test_precision__tiled_where_nothing_is__refused(machine: Any, compile: Any, device: Any, tiles: bool):
+    with pytest.raises(UserError, match=r"tiled is for compiled programs on a CPU.* take float32, or auto"):
+        ComputeOptions(compile, "tiled").resolve(device, 0.0, tiles=tiles)
 
 
 def test_settle_compute__tiles_are_settled_for_dm_alone_and_stay(machine: Any):
@@ -211,6 +218,31 @@ def test_settle_compute__tiles_are_settled_for_dm_alone_and_stay(machine: Any):
         assert again["compute"] == recipe["compute"]
         assert compute(again, (3, 32, 32), CPU).tiled == (settled == "tiled")
         machine()
+
+
+@pytest.mark.parametrize(
+    ("asked", "settled"),
+    [
+        ({"precision": "tiled", "compile": "always"}, "tiled"),
+        ({"precision": "auto", "compile": "always"}, "tiled"),
+        ({"precision": "tiled"}, "float32"),  # too short to be compiled
+        ({"compile": "always"}, "float32"),
+        ({"precision": "auto", "compile": "always", "together": 2}, "float32"),
+    ],
+    ids=str,
+)
+def test_settle_training__on_tiles_where_compiled_one_by_one(machine: Any, asked: dict[str, Any], settled: str):
+    recipe = resolve("cifar10-dm-ipc1", {"evaluate": {"repeats": 1, "epochs": 1} | asked})
+    check_training(recipe, CPU)
+    found = settle_training(recipe, (3, 32, 32), 10, 10, CPU)
+    assert found.evaluate.precision == settled
+    assert training_way(found)["compute"].tiled == (settled == "tiled")
+
+
+def test_check_training__tiled_where_nothing_can_be__refused(machine: Any):
+    for asked in ({"compile": "never"}, {"together": 2}):
+        with pytest.raises(UserError, match="tiled is for compiled programs on a CPU"):
+            check_training(resolve("cifar10-dm-ipc1", {"evaluate": {"precision": "tiled"} | asked}), CPU)
 
 
 @pytest.mark.parametrize("native", [True, False])

@@ -390,6 +390,17 @@ def test_mean_loss__in_bfloat16_rounds_products_but_not_parameters():
     assert {p.dtype for p in trained.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_mean_loss__on_tiles__trains_the_network_itself(norm: str):
+    """In float64, so that no activation falls on the other side of zero."""
+    held, (one,), (other,) = examples(), stack(1, width=64, norm=norm), stack(1, width=64, norm=norm)
+    fit(one, held, epochs=2, generator=seeded(), batch=4)
+    fit(other, held, epochs=2, generator=seeded(), batch=4, loss=mean_loss(other, Compute(tiled=True)))
+    torch.testing.assert_close(weights(other), weights(one), rtol=1e-9, atol=1e-10)
+    for buffer, expected in zip(other.buffers(), one.buffers(), strict=True):
+        torch.testing.assert_close(buffer, expected, rtol=1e-9, atol=1e-10)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="no C++ compiler")
 @pytest.mark.filterwarnings("default")

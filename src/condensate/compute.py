@@ -41,7 +41,8 @@ class Compute:
         precision: Of what carries no gradient to the pixels (the features or parameter gradients of real images).
         chunk: Images that go through a network at once, at most; activation memory is that of one chunk.
         piece: Of what may be divided at no cost, images that go through at once; absent: a chunk.
-        tiled: Whether features of real images take wide convolutions on tiles, see ``networks.on_tiles``.
+        tiled: Whether wide convolutions of what carries no gradient to the pixels, the features of real images and the
+            training of networks, go on tiles, see ``networks.on_tiles``.
     """
 
     compiled: bool = False
@@ -77,7 +78,7 @@ class ComputeOptions:
         compile: auto compiles where a C++ compiler is at hand and the planned run is long enough to win it back.
         precision: Of the features or parameter gradients of real images. auto is bfloat16 where the machine has
             instructions for it, else tiled for features in compiled programs on a CPU, else float32. tiled is float32
-            with a quarter of the products of wide convolutions, which rounds some five times more.
+            with a quarter of the products of wide convolutions where programs are compiled, and rounds more.
         chunk: Images that go through a network at once, at most: the memory knob. null is 64 on a CPU, and on a GPU as
             many as have the pixels of 4,096 images of 32x32.
         reuse: Keep the class means of real features (objective dm) in the cache, for runs that differ in storage,
@@ -90,7 +91,7 @@ class ComputeOptions:
     reuse: bool = False
 
     def resolve(
-        self, device: torch.device, operations: float, pixels: int = 32 * 32, *, features: bool = False
+        self, device: torch.device, operations: float, pixels: int = 32 * 32, *, tiles: bool = False
     ) -> Compute:
         """Settle what is left to the program.
 
@@ -98,7 +99,7 @@ class ComputeOptions:
             device: Where the run computes.
             operations: Floating-point operations of the whole planned run.
             pixels: Of an image.
-            features: Whether there are features of real images, without gradient, which may go on tiles.
+            tiles: Whether there is something that may go on tiles, see ``Compute``.
 
         Raises:
             UserError: For names that are not known, a chunk below 1, ``always`` where ``torch.compile`` cannot, or
@@ -113,16 +114,16 @@ class ComputeOptions:
                 "condensing, --evaluate.compile never for scoring"
             )
         compiled = self.compile == "always" or (self.compile == "auto" and _compiles(device, operations)[0])
-        tiles = features and compiled and device.type == "cpu"
+        tiles = tiles and self.compile != "never" and device.type == "cpu"
         if self.precision == "tiled" and not tiles:
             raise UserError(
-                "precision tiled is for features of real images (objective dm) in compiled programs on a CPU, as with "
-                "--compute.compile always; here take float32, or auto"
+                "precision tiled is for compiled programs on a CPU, and in them for features of real images (objective "
+                "dm) and networks trained one by one (evaluate.together 1); here take float32, or auto"
             )
         precision = PRECISIONS.get(self.precision)
         if precision is None:
             precision = torch.bfloat16 if self.precision == "auto" and has_bfloat16(device) else torch.float32
-        tiled = tiles and self.precision in ("auto", "tiled") and precision == torch.float32
+        tiled = tiles and compiled and self.precision in ("auto", "tiled") and precision == torch.float32
         chunk = self.chunk
         if chunk is None:
             chunk = CHUNK if device.type == "cpu" else max(CHUNK, PIXELS_ON_GPU // pixels)

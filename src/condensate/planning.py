@@ -14,7 +14,7 @@ from condensate.objectives import OBJECTIVES
 from condensate.objectives.trajectory import last_epoch
 from condensate.parameterizations import PARAMETERIZATIONS, Shape
 from condensate.peaks import peaks
-from condensate.rates import COMPILED_GAIN, Rates, measured_rates
+from condensate.rates import COMPILED_GAIN, TILED_GAIN, Rates, measured_rates
 from condensate.recipe import Recipe
 from condensate.streams import Streams
 from condensate.training import trained_at_once
@@ -159,7 +159,7 @@ def _evaluate_seconds(
     options = recipe.evaluate
     trained = _evaluated_work(recipe, shape, classes) * options.repeats * options.epochs * images
     if options.compile == "always":
-        trained /= COMPILED_GAIN[device.type]
+        trained /= COMPILED_GAIN[device.type] * (TILED_GAIN if options.precision == "tiled" else 1)
     return trained / rates.training + options.repeats * SCORED / rates.scoring
 
 

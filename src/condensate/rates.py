@@ -23,7 +23,7 @@ PATIENCE = 0.8  # seconds a measurement goes on for
 # How much faster than eager ones compiled programs are: python -m benchmarks. Two cores: 1.3 (MTT) to 2.2 (training).
 # An H200: 2.6 (MTT) to 3.0; all but MTT was eager in bfloat16, and is held against compiled float32 here.
 COMPILED_GAIN = {"cpu": 1.6, "cuda": 2.5}
-TILED_GAIN = 1.5  # of features on tiles, beside that
+TILED_GAIN = 1.4  # beside that, of features and of training on tiles
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ def why_compiled(recipe: Recipe, shape: Shape, classes: int, images: int, device
 
 
 def _resolved(recipe: Recipe, shape: Shape, device: torch.device, work: float) -> Compute:
-    features = OBJECTIVES[recipe["objective"]["name"]].sees_features
-    return ComputeOptions(**recipe["compute"]).resolve(device, work, shape[1] * shape[2], features=features)
+    tiles = OBJECTIVES[recipe["objective"]["name"]].sees_features
+    return ComputeOptions(**recipe["compute"]).resolve(device, work, shape[1] * shape[2], tiles=tiles)
 
 
 def _settled(resolved: Compute) -> Values:
@@ -57,11 +57,11 @@ def settle_training(
     """
     options = recipe.evaluate
     work = _training_operations(recipe, shape, classes, images, full)
-    resolved = ComputeOptions(options.compile, options.precision).resolve(device, work)
     together = options.together
     if together is None:
         at_a_time = FILLS_A_GPU * 32 * 32 // (min(images, TRAINING_BATCH) * shape[1] * shape[2])
         together = 1 if device.type == "cpu" else min(options.repeats, max(1, at_a_time))
+    resolved = ComputeOptions(options.compile, options.precision).resolve(device, work, tiles=together == 1)
     return recipe.with_values(evaluate={**_settled(resolved), "together": together})
 
 
@@ -85,7 +85,8 @@ def _training_operations(recipe: Recipe, shape: Shape, classes: int, images: int
 
 def check_training(recipe: Recipe, device: torch.device) -> None:
     """Raise before a run condenses, not after, if networks that score cannot be trained as asked."""
-    ComputeOptions(recipe.evaluate.compile, recipe.evaluate.precision).resolve(device, 0.0)
+    options = recipe.evaluate
+    ComputeOptions(options.compile, options.precision).resolve(device, 0.0, tiles=options.together in (None, 1))
 
 
 def check_images(recipe: Recipe, images: int, there: int) -> None:
@@ -115,7 +116,9 @@ def check_memory(recipe: Recipe, shape: Shape, classes: int, device: torch.devic
 def training_way(recipe: Recipe) -> Values:
     """How networks are trained, as ``train_networks`` takes it, of a recipe in which that is settled."""
     options = recipe.evaluate
-    compute = Compute(options.compile == "always", PRECISIONS[options.precision])
+    tiled = options.precision == "tiled"
+    precision = torch.float32 if tiled else PRECISIONS[options.precision]
+    compute = Compute(options.compile == "always", precision, tiled=tiled)
     return {"together": options.together, "compute": compute}
 
 

@@ -12,7 +12,7 @@ from torch.optim import SGD
 from condensate.compute import Compute, cached, parts
 from condensate.errors import UserError
 from condensate.examples import Examples, Held, ReadAhead
-from condensate.networks import Network
+from condensate.networks import Network, on_tiles
 from condensate.recording import Repeated
 from condensate.together import Together
 
@@ -222,10 +222,13 @@ def _tensors(network: Network | Together) -> dict[str, Tensor]:
 def mean_loss(network: Network | Together, compute: Compute | None = None) -> Callable[[Tensor, Tensor], Tensor]:
     """The program (images, labels) -> mean cross-entropy, a scalar; compiled and in the precision ``compute`` says.
 
-    In bfloat16 parameters, their gradients and the loss stay float32: what a layer multiplies is rounded.
+    In bfloat16 parameters, their gradients and the loss stay float32: what a layer multiplies is rounded. On tiles the
+    parameters, and so their gradients, are those of ``network`` itself.
     """
     compute = compute or Compute()
     low = compute.precision != torch.float32
+    if compute.tiled and isinstance(network, Network):
+        network = on_tiles(network)
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:
         with torch.autocast(images.device.type, compute.precision, enabled=low):
