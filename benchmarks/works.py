@@ -236,7 +236,7 @@ def dc(bench: Bench, ipc: int, augmented: bool) -> Work:
         )  # fmt: skip
 
     ways = {"published": Way(theirs)}
-    ways |= episodes(bench, lambda: synthetic(bench, Pixels(10 * ipc, data.shape), data), matching, 0.1)
+    ways |= episodes(bench, lambda: synthetic(bench, Pixels(10 * ipc, data.shape), data), matching, 0.1, tiles=True)
     real, made = 10 * bench.batch_real, 10 * ipc
     named = f"{'DSA' if augmented else 'DC'} matching step, CIFAR-10, IPC {ipc}"
     return Work(named, ways, (3 * real + 7 * made) * each, _moved(data, real, made))

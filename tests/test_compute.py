@@ -209,8 +209,12 @@ def test_precision__tiled_where_nothing_is__refused(machine: Any, compile: Any, 
         ComputeOptions(compile, "tiled").resolve(device, 0.0, tiles=tiles)
 
 
-def test_settle_compute__tiles_are_settled_for_dm_alone_and_stay(machine: Any):
-    for name, settled in (("cifar10-lodm-ipc1", "tiled"), ("cifar10-lodc-ipc1", "float32")):
+def test_settle_compute__tiles_are_settled_by_default_for_dm_alone_and_stay(machine: Any):
+    for name, settled in (
+        ("cifar10-lodm-ipc1", "tiled"),
+        ("cifar10-lodc-ipc1", "float32"),
+        ("cifar10-lomtt-ipc1", "float32"),
+    ):
         recipe = settle_compute(resolve(name, {"compute": {"compile": "always"}}), (3, 32, 32), 10, 80, CPU)
         assert recipe["compute"]["precision"] == settled
         machine(avx512_bf16=True)  # another one goes on with it

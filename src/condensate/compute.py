@@ -41,8 +41,8 @@ class Compute:
         precision: Of what carries no gradient to the pixels (the features or parameter gradients of real images).
         chunk: Images that go through a network at once, at most; activation memory is that of one chunk.
         piece: Of what may be divided at no cost, images that go through at once; absent: a chunk.
-        tiled: Whether wide convolutions of what carries no gradient to the pixels, the features of real images and the
-            training of networks, go on tiles, see ``networks.on_tiles``.
+        tiled: Whether wide convolutions of what carries no gradient to the pixels, real images and the training of
+            networks, go on tiles, see ``networks.on_tiles``.
     """
 
     compiled: bool = False
@@ -77,7 +77,7 @@ class ComputeOptions:
     Args:
         compile: auto compiles where a C++ compiler is at hand and the planned run is long enough to win it back.
         precision: Of the features or parameter gradients of real images. auto is bfloat16 where the machine has
-            instructions for it, else tiled for features in compiled programs on a CPU, else float32. tiled is float32
+            instructions for it, else tiled in compiled programs on a CPU, else float32. tiled is float32
             with a quarter of the products of wide convolutions where programs are compiled, and rounds more.
         chunk: Images that go through a network at once, at most: the memory knob. null is 64 on a CPU, and on a GPU as
             many as have the pixels of 4,096 images of 32x32.
@@ -117,8 +117,8 @@ class ComputeOptions:
         tiles = tiles and self.compile != "never" and device.type == "cpu"
         if self.precision == "tiled" and not tiles:
             raise UserError(
-                "precision tiled is for compiled programs on a CPU, and in them for features of real images (objective "
-                "dm) and networks trained one by one (evaluate.together 1); here take float32, or auto"
+                "precision tiled is for compiled programs on a CPU, and in them for real images (objectives dm and dc) "
+                "and networks trained one by one (evaluate.together 1); here take float32, or auto"
             )
         precision = PRECISIONS.get(self.precision)
         if precision is None:

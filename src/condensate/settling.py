@@ -31,7 +31,7 @@ def why_compiled(recipe: Recipe, shape: Shape, classes: int, images: int, device
 
 
 def _resolved(recipe: Recipe, shape: Shape, device: torch.device, work: float) -> Compute:
-    tiles = OBJECTIVES[recipe["objective"]["name"]].sees_features
+    tiles = OBJECTIVES[recipe["objective"]["name"]].tiles
     return ComputeOptions(**recipe["compute"]).resolve(device, work, shape[1] * shape[2], tiles=tiles)
 
 

@@ -10,8 +10,9 @@ from condensate.networks import NETWORKS, TiledConvolution, on_tiles
 
 
 def convolution(before: int = 3, after: int = 5, bias: bool = True) -> TiledConvolution:
-    torch.nn.init.uniform_((layer := nn.Conv2d(before, after, 3, padding=1, bias=bias).double()).weight, -1, 1)
-    return TiledConvolution(layer)
+    layer = TiledConvolution(before, after, 3, padding=1, bias=bias).double()
+    nn.init.uniform_(layer.weight, -1, 1, generator=Streams(0)("weights"))
+    return layer
 
 
 def maps(*shape: int) -> torch.Tensor:
@@ -73,7 +74,9 @@ def test_on_tiles__is_the_network(name):
 def test_on_tiles__parameters_are_the_networks_own():
     network = build_network("convnet", (3, 16, 16), 10, Streams(0)("net"), width=64, norm="batch").train()
     tiled, seen = on_tiles(network), maps(4, 3, 16, 16).float()
-    assert {id(p) for p in network.parameters()} == {id(p) for p in tiled.parameters()}
+    assert [(name, id(own)) for name, own in network.named_parameters()] == [
+        (name, id(own)) for name, own in tiled.named_parameters()
+    ]
     tiled.features(seen)
     running = [norm.running_mean for norm in network.modules() if isinstance(norm, nn.BatchNorm2d)]
     assert all(bool(mean.abs().sum() > 0) for mean in running)
@@ -91,7 +94,7 @@ def test_on_tiles__few_channels_stay_as_they_are():
 def test_tiled__float32__rounds_a_few_times_more():
     """Against float64, of the largest output, as in a ConvNet: below a hundred-thousandth."""
     layer = convolution(128, 128)
-    nn.init.kaiming_uniform_(layer.direct.weight, a=5**0.5, generator=Streams(0)("weights"))
+    nn.init.kaiming_uniform_(layer.weight, a=5**0.5, generator=Streams(0)("weights"))
     seen = maps(8, 128, 16, 16)
     expected = layer.direct(seen).detach()
     worst = []

@@ -24,6 +24,7 @@ from condensate import (
 )
 from condensate.compute import can_compile
 from condensate.data import measure
+from condensate.networks import TiledConvolution
 from condensate.parameterizations import Parameterization
 from tests.launches import Launches
 
@@ -263,6 +264,18 @@ def test_episode__bfloat16_real_gradients__close_to_exact(real):
     for a, b in zip(found, reference, strict=True):
         assert a.dtype == torch.float64
         assert float(cosine_similarity(a.flatten(), b.flatten(), dim=0)) > 0.999
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_episode__tiled_real_gradients__equal_and_the_synthetic_side_goes_directly(real, monkeypatch, norm):
+    wide, seen, tiled = {"width": 64, "pooling": "none", "norm": norm}, [], TiledConvolution.tiled
+    monkeypatch.setattr(TiledConvolution, "tiled", lambda self, maps: seen.append(len(maps)) or tiled(self, maps))
+    expected, found = (
+        walk(matching(real, Compute(chunk=2, tiled=tiles), network=wide, **TRAINED).episode(of, 0), of)
+        for tiles, of in ((False, synthetic()), (True, synthetic()))
+    )
+    assert_same(found, expected)
+    assert sum(seen) == (TRAINED["outer_loop"] * CLASSES * BATCH if norm == "instance" else 0)
 
 
 @pytest.mark.slow

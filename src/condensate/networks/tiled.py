@@ -27,7 +27,7 @@ def on_tiles(network: Network) -> Network:
     for parent in list(made.modules()):
         for name, layer in parent.named_children():
             if isinstance(layer, nn.Conv2d) and _can_be_tiled(layer):
-                setattr(parent, name, TiledConvolution(layer))
+                setattr(parent, name, TiledConvolution.of(layer))
     return made
 
 
@@ -38,19 +38,20 @@ def _can_be_tiled(layer: nn.Conv2d) -> bool:
     return wide and shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
 
 
-class TiledConvolution(nn.Module):
-    """A 3x3 convolution, stride 1 and padding 1, on tiles of 4x4 outputs.
+class TiledConvolution(nn.Conv2d):
+    """A 3x3 convolution, stride 1 and padding 1, on tiles of 4x4 outputs; maps that these cover badly go directly.
 
     Every tile is seen with its border as 6x6 pixels d. Under the transforms B, G and A a tile's outputs are
     A' [sum over channels of (G g G') * (B' d B)] A: 36 products for each pair of channels, where it takes 144 directly.
-
-    Args:
-        direct: The convolution, whose parameters it has; maps that tiles would cover badly go through it.
     """
 
-    def __init__(self, direct: nn.Conv2d) -> None:
-        super().__init__()
-        self.direct = direct
+    @classmethod
+    def of(cls, layer: nn.Conv2d) -> "TiledConvolution":
+        """The same convolution, with the parameters of ``layer`` themselves."""
+        with torch.device("meta"):
+            made = cls(layer.in_channels, layer.out_channels, 3, padding=1, bias=layer.bias is not None)
+        made.weight, made.bias = layer.weight, layer.bias
+        return made.train(layer.training)
 
     def forward(self, maps: Tensor) -> Tensor:
         """(n, C, H, W) -> (n, width, H, W)."""
@@ -58,20 +59,24 @@ class TiledConvolution(nn.Module):
         products = 36 * -(-height // 4) * -(-width // 4)
         return self.tiled(maps) if 2 * products <= 9 * height * width else self.direct(maps)
 
+    def direct(self, maps: Tensor) -> Tensor:
+        """Likewise, as the library has it."""
+        return super().forward(maps)
+
     def tiled(self, maps: Tensor) -> Tensor:
-        """The same on tiles, however well they cover the maps; the result lies channels last."""
-        (count, channels, height, width), bias = maps.shape, self.direct.bias
+        """Likewise on tiles, however well they cover the maps; the result lies channels last."""
+        count, channels, height, width = maps.shape
         rows, columns = -(-height // 4), -(-width // 4)
         seen = pad(maps.permute(0, 2, 3, 1), (0, 0, 1, 4 * columns + 1 - width, 1, 4 * rows + 1 - height))
         down = torch.stack(_of_pixels([seen[:, first : first + 4 * rows - 3 : 4] for first in range(6)]))
         tiles = torch.stack(_of_pixels([down[:, :, :, first : first + 4 * columns - 3 : 4] for first in range(6)]), 1)
-        down = torch.stack(_of_weights(self.direct.weight.permute(2, 3, 1, 0).unbind(0)))
+        down = torch.stack(_of_weights(self.weight.permute(2, 3, 1, 0).unbind(0)))
         weights = torch.stack(_of_weights(down.unbind(1)), 1)
         products = torch.bmm(tiles.reshape(36, -1, channels), weights.reshape(36, channels, -1))
         down = torch.stack(_to_outputs(products.view(6, 6, count, rows, columns, -1).unbind(0)), 3)
         found = torch.stack(_to_outputs(down.unbind(0)), 4).reshape(count, 4 * rows, 4 * columns, -1)
         found = found[:, :height, :width]
-        return (found if bias is None else found + bias).permute(0, 3, 1, 2)
+        return (found if self.bias is None else found + self.bias).permute(0, 3, 1, 2)
 
 
 def _of_pixels(d: Sequence[Tensor]) -> list[Tensor]:

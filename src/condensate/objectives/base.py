@@ -109,13 +109,13 @@ class Objective(ABC):
     The last positional one says which of several processes this is: an objective adds and yields its own share alone,
     scaled so that the shares of all add up to the whole.
     One that is ``private`` sees real images under noise that nobody can draw again: there, no episode repeats.
-    One that ``sees_features`` of real images without gradient can compute them on tiles, see ``Compute``.
+    One that ``tiles`` can compute what it sees of real images on tiles, see ``Compute``.
     One that ``keeps`` can share what depends on the real images alone with other runs, see ``reuse``.
     """
 
     matches_experts: ClassVar[bool] = False
     private: ClassVar[bool] = False
-    sees_features: ClassVar[bool] = False
+    tiles: ClassVar[bool] = False
     keeps: ClassVar[bool] = False
 
     streams: Streams | HeldStreams

@@ -59,7 +59,7 @@ class DistributionMatching(Objective):
     """
 
     keeps: ClassVar[bool] = True
-    sees_features: ClassVar[bool] = True
+    tiles: ClassVar[bool] = True
 
     def __init__(
         self,

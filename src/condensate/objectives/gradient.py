@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count, islice
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from condensate.compute import Compute, lanes
 from condensate.data import Split
 from condensate.errors import UserError, unknown
 from condensate.examples import Examples, Held
-from condensate.networks import Network
+from condensate.networks import Network, on_tiles
 from condensate.objectives.base import Layers, Objective, OfLabels, Room, Work, check_alike
 from condensate.objectives.programs import Named, inner_product, parameter_gradient, plain, squared_distance
 from condensate.ranks import ALONE, Ranks
@@ -92,6 +92,8 @@ class GradientMatching(Objective):
         distance: D. "layerwise" as published (``row_cosine_distance``), "cosine" and "mse" over all parameters.
     """
 
+    tiles: ClassVar[bool] = True
+
     def __init__(
         self,
         real: Split,
@@ -134,7 +136,10 @@ class GradientMatching(Objective):
         gradient = parameter_gradient(network, siamese, self.compute.memory_format)
         self._members = OfLabels(_members)
         self.lanes = lanes(real.device)
-        self._gradient = self.compute.program(_in(self.dtype, gradient))
+        self._gradient = self._real_gradient = self.compute.program(_in(self.dtype, gradient))
+        if self.compute.tiled and not network.batch_statistics:  # whose mode changes on the way
+            tiled = parameter_gradient(on_tiles(network), siamese, self.compute.memory_format)
+            self._real_gradient = self.compute.program(_in(self.dtype, tiled))
         self._match = self.compute.program(_pixel_gradient(gradient, self.distance))
         self._pull_back = self.compute.program(_pixel_gradient(gradient, inner_product))
 
@@ -229,9 +234,9 @@ class GradientMatching(Objective):
             with self.lanes as lane:
                 for place, (label, batch) in enumerate(some):
                     with lane(place):
-                        target = self._mean_gradient(low_state, self._reader(self.real, label, drawn), batch)
-                        read = self._reader(synthetic, label, drawn)
-                        found.append(self._matched(state, read, members[label], target))
+                        of_real, of_set = (self._reader(seen, label, drawn) for seen in (self.real, synthetic))
+                        target = self._mean_gradient(self._real_gradient, low_state, of_real, batch)
+                        found.append(self._matched(state, of_set, members[label], target))
             for pieces, distance in found:
                 loss += distance
                 for piece in pieces:
@@ -250,7 +255,8 @@ class GradientMatching(Objective):
             if len(pieces) == 1:
                 pixels, distance = self._match(target, *state, *read(index))
                 return iter([(index, pixels)]), distance
-            other, distance = grad_and_value(self.distance)(self._mean_gradient(state, read, index), target)
+            ours = self._mean_gradient(self._gradient, state, read, index)
+            other, distance = grad_and_value(self.distance)(ours, target)
 
         def pulled(piece: Tensor) -> tuple[Tensor, Tensor]:
             with torch.no_grad():
@@ -260,14 +266,14 @@ class GradientMatching(Objective):
         return map(pulled, pieces), distance
 
     @torch.no_grad()
-    def _mean_gradient(self, state: State, read: Reader, index: Tensor) -> Named:
+    def _mean_gradient(self, program: Callable[..., Named], state: State, read: Reader, index: Tensor) -> Named:
         """Gradient of the mean cross-entropy of the images at ``index``, by parameter."""
         first, *rest = self.compute.pieces(index)
-        total: Named = self._gradient(*state, *read(first))
+        total: Named = program(*state, *read(first))
         if rest:
             total = {name: gradient * (len(first) / len(index)) for name, gradient in total.items()}
         for piece in rest:
-            for name, gradient in self._gradient(*state, *read(piece)).items():
+            for name, gradient in program(*state, *read(piece)).items():
                 total[name].add_(gradient, alpha=len(piece) / len(index))
         return total
 

@@ -73,7 +73,7 @@ class PrivateDistributionMatching(Objective):
     """
 
     private: ClassVar[bool] = True
-    sees_features: ClassVar[bool] = True
+    tiles: ClassVar[bool] = True
 
     def __init__(
         self,
