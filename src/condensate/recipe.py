@@ -105,7 +105,7 @@ class Evaluate:
         split: Which real images score: test, or validation, on which choices are made.
         compile: Whether the training step is compiled; auto where that is won back.
         precision: Of what layers multiply in training; parameters and loss are float32 always. auto is bfloat16 where
-            the machine has instructions for it, else tiled where that can be: see ``ComputeOptions``.
+            the machine has instructions for it, else tiled where that can be, as compute.precision says.
         together: Networks trained at a time; null is one on the CPU, as many as fill it on a GPU.
     """
 
