@@ -33,9 +33,9 @@ def on_tiles(network: Network) -> Network:
 
 def _can_be_tiled(layer: nn.Conv2d) -> bool:
     """Whether a convolution is one of 3x3 pixels that keeps the size, of many channels."""
-    shape = layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode
+    form = layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode
     wide = min(layer.in_channels, layer.out_channels) >= LEAST_CHANNELS
-    return wide and shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
+    return wide and form == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
 
 
 class TiledConvolution(nn.Conv2d):

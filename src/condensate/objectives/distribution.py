@@ -38,11 +38,10 @@ class DistributionMatching(Objective):
     where f are the network's features and real_c a batch of the class. Zhao & Bilen, "Dataset Condensation with
     Distribution Matching", WACV 2023, equation 5.
 
-    Real features carry no gradient: they run chunk by chunk, in the precision and by the program of ``compute``,
-    on tiles where it says so. The
-    synthetic side runs by groups of whole classes, and a class larger than a chunk piece by piece and twice, first for
-    its mean; both are equal to one big graph. Networks with batch statistics take each side in one forward, as
-    published.
+    Real features carry no gradient: they run chunk by chunk, in the precision and by the program of ``compute``, on
+    tiles where it says so. The synthetic side runs by groups of whole classes, and a class larger than a chunk piece by
+    piece and twice, first for its mean; both are equal to one big graph. Networks with batch statistics take each side
+    in one forward, as published.
 
     Several processes deal the classes out: each takes real and synthetic images of its own classes alone.
 
