@@ -98,18 +98,18 @@ class Bench:
         Where there are ``tiles``, a CPU also takes wide networks on them.
         """
         compiled, pixels = can_compile(self.device), shape[1] * shape[2]
-        names = {"float32": "float32"}
+        names = {"float32": ("float32", "never")}
         if tiles and compiled and self.device.type == "cpu" and self.width >= LEAST_CHANNELS:
-            names["float32 on tiles"] = "tiled"
+            names["float32 on tiles"] = ("float32", "always")
         if low and has_bfloat16(self.device):
-            names["bfloat16"] = "bfloat16"
+            names["bfloat16"] = ("bfloat16", "never")
         said = "" if compiled else ", eager"
 
-        def how(precision: Any) -> Compute:
-            asked = ComputeOptions("always" if compiled else "never", precision)
-            return asked.resolve(self.device, 0.0, pixels, tiles=tiles)
+        def how(precision: Any, when: Any) -> Compute:
+            asked = ComputeOptions("always" if compiled else "never", precision, when)
+            return asked.resolve(self.device, 0.0, pixels, tiles=2 if tiles else None)
 
-        return {f"ours, {name}{said}": how(precision) for name, precision in names.items()}
+        return {f"ours, {name}{said}": how(*given) for name, given in names.items()}
 
 
 def synthetic(
@@ -367,7 +367,7 @@ def experts(bench: Bench, count: int) -> Work:
         }
         return Way(partial(fit, network, part, **given, **settings), units=epochs)
 
-    ways = {"published": Way(plain)} | {name: ours(how) for name, how in bench.computes(low=False).items()}
+    ways = {"published": Way(plain)} | {name: ours(how) for name, how in bench.computes(low=False, tiles=True).items()}
     return Work(f"expert, an epoch of {len(part)} images", ways, 3.0 * len(part) * each, float(images.nbytes))
 
 

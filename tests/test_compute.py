@@ -6,7 +6,17 @@ import pytest
 import torch
 
 from condensate import Compute, UserError
-from condensate.compute import WORTH_COMPILING, ComputeOptions, can_compile, has_bfloat16, lacking, parts
+from condensate.assemble import experts_compute
+from condensate.compute import (
+    WORTH_COMPILING,
+    WORTH_TILING,
+    ComputeOptions,
+    can_compile,
+    has_bfloat16,
+    lacking,
+    parts,
+)
+from condensate.networks import NETWORKS
 from condensate.settling import (
     check_training,
     compute,
@@ -18,7 +28,8 @@ from condensate.settling import (
 from condensate.sheets import resolve
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-WORTH = WORTH_COMPILING["cpu"]
+WORTH, TILING = WORTH_COMPILING["cpu"], WORTH_TILING
+AVX2 = {"avx2": True, "avx512_f": False}
 
 
 @pytest.fixture
@@ -178,75 +189,105 @@ def test_precision__auto_is_bfloat16_where_the_processor_has_it(
 
 
 @pytest.mark.parametrize(
-    ("asked", "capabilities", "tiled"),
+    ("asked", "capabilities", "work", "tiled"),
     [
-        ({}, {}, True),
-        ({}, {"avx512_bf16": True}, False),
-        ({"precision": "tiled"}, {"avx512_bf16": True}, True),
-        ({"precision": "float32"}, {}, False),
-        ({"compile": "never"}, {}, False),
+        ({}, AVX2, 2 * TILING, True),
+        ({}, AVX2, 1.9 * TILING, False),  # too short for two layers
+        ({}, {}, 2 * TILING, False),  # not measured there
+        ({}, AVX2 | {"avx512_f": True}, 2 * TILING, False),
+        ({}, AVX2 | {"bf16": True}, 2 * TILING, False),  # which bfloat16 takes
+        ({"precision": "float32"}, AVX2 | {"bf16": True}, 2 * TILING, True),
+        ({"precision": "float32"}, AVX2, 2 * TILING, True),
+        ({"compile": "never"}, AVX2, 2 * TILING, False),
+        ({"tiles": "never"}, AVX2, 2 * TILING, False),
+        ({"tiles": "always"}, {}, 0.0, True),
+        ({"tiles": "always", "compile": "auto"}, AVX2, 0.0, False),  # too short to be compiled
     ],
     ids=str,
 )
-def test_precision__features_on_a_cpu__on_tiles_where_compiled_in_float32(
-    machine: Any, asked: dict[str, Any], capabilities: dict[str, bool], tiled: bool
+def test_tiles__auto_where_it_is_known_to_be_faster_and_won_back(
+    machine: Any, asked: dict[str, Any], capabilities: dict[str, bool], work: float, tiled: bool
 ):
     machine(**capabilities)
     options = ComputeOptions(**{"compile": "always"} | asked)
-    resolved = options.resolve(CPU, 0.0, tiles=True)
+    resolved = options.resolve(CPU, work, tiles=2)
     assert resolved.tiled == tiled
-    assert resolved.precision == (torch.float32 if tiled or not capabilities else torch.bfloat16)
-    if options.precision != "tiled":
-        assert not options.resolve(CPU, 0.0).tiled
-        assert not options.resolve(CUDA, 0.0, tiles=True).tiled
+    assert not options.resolve(CPU, work, tiles=0).tiled  # no convolution is wide enough
+    if options.tiles != "always":
+        assert not options.resolve(CPU, work).tiled
+        assert not options.resolve(CUDA, work, tiles=2).tiled
 
 
 @pytest.mark.parametrize(
-    ("compile", "device", "tiles"), [("never", CPU, True), ("always", CUDA, True), ("always", CPU, False)], ids=str
-)
-def test_precision__tiled_where_nothing_is__refused(machine: Any, compile: Any, device: Any, tiles: bool):
-    with pytest.raises(UserError, match=r"tiled is for compiled programs on a CPU.* take float32, or auto"):
-        ComputeOptions(compile, "tiled").resolve(device, 0.0, tiles=tiles)
-
-
-def test_settle_compute__tiles_are_settled_by_default_for_dm_alone_and_stay(machine: Any):
-    for name, settled in (
-        ("cifar10-lodm-ipc1", "tiled"),
-        ("cifar10-lodc-ipc1", "float32"),
-        ("cifar10-lomtt-ipc1", "float32"),
-    ):
-        recipe = settle_compute(resolve(name, {"compute": {"compile": "always"}}), (3, 32, 32), 10, 80, CPU)
-        assert recipe["compute"]["precision"] == settled
-        machine(avx512_bf16=True)  # another one goes on with it
-        again = settle_compute(recipe, (3, 32, 32), 10, 80, CPU)
-        assert again["compute"] == recipe["compute"]
-        assert compute(again, (3, 32, 32), CPU).tiled == (settled == "tiled")
-        machine()
-
-
-@pytest.mark.parametrize(
-    ("asked", "settled"),
+    ("asked", "device", "tiles"),
     [
-        ({"precision": "tiled", "compile": "always"}, "tiled"),
-        ({"precision": "auto", "compile": "always"}, "tiled"),
-        ({"precision": "tiled"}, "float32"),  # too short to be compiled
-        ({"compile": "always"}, "float32"),
-        ({"precision": "auto", "compile": "always", "together": 2}, "float32"),
+        ({"compile": "never"}, CPU, 2),
+        ({"compile": "always"}, CUDA, 2),
+        ({"compile": "always"}, CPU, None),
+        ({"precision": "bfloat16"}, CPU, 2),
     ],
     ids=str,
 )
-def test_settle_training__on_tiles_where_compiled_one_by_one(machine: Any, asked: dict[str, Any], settled: str):
-    recipe = resolve("cifar10-dm-ipc1", {"evaluate": {"repeats": 1, "epochs": 1} | asked})
+def test_tiles__always_where_nothing_can_be_on_any__refused(machine: Any, asked: Any, device: Any, tiles: Any):
+    with pytest.raises(UserError, match=r"evaluate.tiles always is for compiled float32 .* here leave it at auto"):
+        ComputeOptions(**asked, tiles="always").resolve(device, 0.0, tiles=tiles, section="evaluate")
+
+
+def test_resolve__unknown_words__names_the_key(machine: Any):
+    for key in ("compile", "precision", "tiles"):
+        with pytest.raises(UserError, match=f"evaluate.{key}"):
+            ComputeOptions(**{key: "tiled"}).resolve(CPU, 0.0, section="evaluate")
+
+
+@pytest.mark.parametrize(
+    ("name", "tiled"),
+    [("cifar10-lodm-ipc1", True), ("cifar10-lodc-ipc1", True), ("cifar10-lomtt-ipc1", False)],
+)
+def test_settle_compute__tiles_are_settled_and_stay(machine: Any, name: str, tiled: bool):
+    machine(**AVX2)
+    recipe = settle_compute(resolve(name, {"compute": {"compile": "always"}}), (3, 32, 32), 10, 80, CPU)
+    assert recipe["compute"]["precision"] == "float32"
+    assert recipe["compute"]["tiles"] == ("always" if tiled else "never")
+    machine(avx512_bf16=True)  # another one goes on with it
+    again = settle_compute(recipe, (3, 32, 32), 10, 80, CPU)
+    assert again["compute"] == recipe["compute"]
+    assert compute(again, (3, 32, 32), CPU).tiled == tiled
+
+
+@pytest.mark.parametrize(
+    ("asked", "tiled"),
+    [
+        ({}, True),
+        ({"tiles": "never"}, False),
+        ({"together": 2}, False),
+        ({"repeats": 1, "epochs": 1}, False),  # too short
+        ({"repeats": 1, "epochs": 1, "tiles": "always", "compile": "always"}, True),
+        ({"repeats": 1, "epochs": 1, "tiles": "always"}, False),  # too short to be compiled
+    ],
+    ids=str,
+)
+def test_settle_training__on_tiles_where_compiled_one_by_one(machine: Any, asked: dict[str, Any], tiled: bool):
+    machine(**AVX2)
+    recipe = resolve("cifar10-dm-ipc1", {"evaluate": asked})
     check_training(recipe, CPU)
     found = settle_training(recipe, (3, 32, 32), 10, 10, CPU)
-    assert found.evaluate.precision == settled
-    assert training_way(found)["compute"].tiled == (settled == "tiled")
+    assert found.evaluate.tiles == ("always" if tiled else "never")
+    assert training_way(found)["compute"].tiled == tiled
 
 
-def test_check_training__tiled_where_nothing_can_be__refused(machine: Any):
-    for asked in ({"compile": "never"}, {"together": 2}):
-        with pytest.raises(UserError, match="tiled is for compiled programs on a CPU"):
-            check_training(resolve("cifar10-dm-ipc1", {"evaluate": {"precision": "tiled"} | asked}), CPU)
+def test_experts_compute__on_tiles_where_the_recipe_does_not_forbid_it(machine: Any):
+    machine(**AVX2)
+    shape = (3, 32, 32)
+    for asked, tiled in (({}, True), ({"tiles": "never"}, False), ({"compile": "never"}, False)):
+        recipe = resolve("cifar10-lomtt-ipc1", {"compute": asked})
+        found = experts_compute(recipe, NETWORKS["convnet"](shape, 10), shape, 50_000_000, CPU)
+        assert (found.tiled, found.precision) == (tiled, torch.float32)
+
+
+def test_check_training__tiles_always_where_nothing_can_be__refused(machine: Any):
+    for asked in ({"compile": "never"}, {"together": 2}, {"precision": "bfloat16"}):
+        with pytest.raises(UserError, match=r"evaluate\.tiles always is for"):
+            check_training(resolve("cifar10-dm-ipc1", {"evaluate": {"tiles": "always"} | asked}), CPU)
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -345,7 +386,7 @@ def test_memory_format__is_channels_last_for_compiled_programs_only():
 
 def test_defaults__are_eager_float32():
     assert Compute() == Compute(False, torch.float32, 64)
-    assert ComputeOptions() == ComputeOptions("auto", "auto", None)
+    assert ComputeOptions() == ComputeOptions("auto", "auto", "auto", None)
 
 
 def test_why__says_what_auto_decides(machine: Any):

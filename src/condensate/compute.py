@@ -19,6 +19,9 @@ from condensate.errors import UserError, unknown
 # not pay: two cores do about 100 GFLOP/s eagerly (python -m benchmarks prints both). On an H200 it takes 40 to 70
 # seconds and spares 30 in 1e15 operations of DM or DSA.
 WORTH_COMPILING = {"cpu": 1e13, "cuda": 2e15}
+# Of each layer that goes on tiles, which compiles up to half a minute longer so and takes two thirds of the time where
+# this was measured: on a CPU with AVX2 and no AVX-512.
+WORTH_TILING = 1e13
 
 # Images that go through a network at once: on a CPU few, on a GPU many, up to this many pixels of them (4,096 images of
 # 32x32), which keep it busy and take a few gigabytes. Fewer yet are best where a CPU's caches hold their feature maps,
@@ -30,6 +33,7 @@ CACHED_BYTES = 128 * 1024
 LANES = 8  # of a GPU, for what keeps it idle alone
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+WHEN = ("auto", "always", "never")
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,10 @@ class ComputeOptions:
     Args:
         compile: auto compiles where a C++ compiler is at hand and the planned run is long enough to win it back.
         precision: Of the features or parameter gradients of real images. auto is bfloat16 where the machine has
-            instructions for it, else tiled in compiled programs on a CPU, else float32. tiled is float32
-            with a quarter of the products of wide convolutions where programs are compiled, and rounds more.
+            instructions for it, else float32.
+        tiles: Compute wide convolutions of real images in compiled float32 programs on a CPU with a quarter of the
+            products; it rounds more and compiles up to a minute longer. auto does where that is known to be faster, and
+            the planned run is long enough.
         chunk: Images that go through a network at once, at most: the memory knob. null is 64 on a CPU, and on a GPU as
             many as have the pixels of 4,096 images of 32x32.
         reuse: Keep the class means of real features (objective dm) in the cache, for runs that differ in storage,
@@ -86,12 +92,19 @@ class ComputeOptions:
     """
 
     compile: Literal["auto", "always", "never"] = "auto"
-    precision: Literal["auto", "float32", "tiled", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    tiles: Literal["auto", "always", "never"] = "auto"
     chunk: int | None = None
     reuse: bool = False
 
     def resolve(
-        self, device: torch.device, operations: float, pixels: int = 32 * 32, *, tiles: bool = False
+        self,
+        device: torch.device,
+        operations: float,
+        pixels: int = 32 * 32,
+        *,
+        tiles: int | None = None,
+        section: str = "compute",
     ) -> Compute:
         """Settle what is left to the program.
 
@@ -99,31 +112,34 @@ class ComputeOptions:
             device: Where the run computes.
             operations: Floating-point operations of the whole planned run.
             pixels: Of an image.
-            tiles: Whether there is something that may go on tiles, see ``Compute``.
+            tiles: Layers that may go on tiles, see ``Compute``; None where nothing of the kind is computed.
+            section: Of the recipe, whose keys are asked; errors name them.
 
         Raises:
             UserError: For names that are not known, a chunk below 1, ``always`` where ``torch.compile`` cannot, or
-                ``tiled`` where nothing is.
+                ``tiles`` always where nothing can be on any.
         """
-        for key, known in (("compile", ("auto", "always", "never")), ("precision", ("auto", "tiled", *PRECISIONS))):
+        for key, known in (("compile", WHEN), ("precision", ("auto", *PRECISIONS)), ("tiles", WHEN)):
             if getattr(self, key) not in known:
-                raise unknown(f"compute.{key}", str(getattr(self, key)), known)
+                raise unknown(f"{section}.{key}", str(getattr(self, key)), known)
         if self.compile == "always" and (lacks := lacking(device)):
             raise UserError(
                 f"compile is always, but torch.compile needs {lacks}; or do without: --compute.compile never for "
                 "condensing, --evaluate.compile never for scoring"
             )
         compiled = self.compile == "always" or (self.compile == "auto" and _compiles(device, operations)[0])
-        tiles = tiles and self.compile != "never" and device.type == "cpu"
-        if self.precision == "tiled" and not tiles:
+        if self.precision == "auto":
+            precision = torch.bfloat16 if has_bfloat16(device) else torch.float32
+        else:
+            precision = PRECISIONS[self.precision]
+        can_be = tiles is not None and self.compile != "never" and device.type == "cpu" and precision == torch.float32
+        if self.tiles == "always" and not can_be:
             raise UserError(
-                "precision tiled is for compiled programs on a CPU, and in them for real images (objectives dm and dc) "
-                "and networks trained one by one (evaluate.together 1); here take float32, or auto"
+                f"{section}.tiles always is for compiled float32 programs on a CPU, and in them for real images "
+                "(objectives dm and dc) and networks trained one by one (evaluate.together 1); here leave it at auto"
             )
-        precision = PRECISIONS.get(self.precision)
-        if precision is None:
-            precision = torch.bfloat16 if self.precision == "auto" and has_bfloat16(device) else torch.float32
-        tiled = tiles and compiled and self.precision in ("auto", "tiled") and precision == torch.float32
+        worth = self.tiles == "auto" and _tiles_gain() and operations >= WORTH_TILING * (tiles or 0)
+        tiled = can_be and compiled and bool(tiles) and (worth or self.tiles == "always")
         chunk = self.chunk
         if chunk is None:
             chunk = CHUNK if device.type == "cpu" else max(CHUNK, PIXELS_ON_GPU // pixels)
@@ -245,6 +261,12 @@ def lacking(device: torch.device) -> str | None:
     return (
         None if shutil.which(named) else f"a {kind} compiler, and {variable}={named} is not found; correct {variable}"
     )
+
+
+def _tiles_gain() -> bool:
+    """Whether this CPU is of the kind on which convolutions on tiles were measured to be faster."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx2") and not capabilities.get("avx512_f"))
 
 
 def can_compile(device: torch.device) -> bool:

@@ -14,7 +14,7 @@ from condensate.objectives import OBJECTIVES
 from condensate.objectives.trajectory import last_epoch
 from condensate.parameterizations import PARAMETERIZATIONS, Shape
 from condensate.peaks import peaks
-from condensate.rates import COMPILED_GAIN, TILED_GAIN, Rates, measured_rates
+from condensate.rates import Rates, measured_rates, training_gain
 from condensate.recipe import Recipe
 from condensate.streams import Streams
 from condensate.training import trained_at_once
@@ -36,7 +36,7 @@ class Plan:
         bytes: Of the stored tensors.
         budget_bytes: What was allowed.
         compiled: Whether the run compiles its programs.
-        precision: Of real features.
+        precision: Of what carries no gradient to the images, in words.
         condense_seconds: Of all episodes, from this machine's measured rates; compilation apart.
         evaluate_seconds: Of all networks.
         memory_bytes: Of images and activations at the peak, beside what PyTorch itself takes.
@@ -136,20 +136,21 @@ def _plan(recipe: Recipe, device: torch.device) -> Plan:
         bytes=cost.bits // 8 + 4 * labels,
         budget_bytes=recipe.budget.bits(classes, shape) // 8,
         compiled=settled["compute"]["compile"] == "always",
-        precision=settled["compute"]["precision"],
+        precision=settled["compute"]["precision"] + " on tiles" * (settled["compute"]["tiles"] == "always"),
         condense_seconds=_condense_seconds(recipe, classes, images, rates),
         evaluate_seconds=_evaluate_seconds(settled, shape, classes, images, rates, device),
         memory_bytes=lasting + max(condensing, scoring),
         condense_bytes=lasting + condensing,
         side_bytes=side,
-        experts=_experts(recipe, shape, classes, data, rates),
+        experts=_experts(recipe, shape, classes, data, rates, device),
     )
 
 
 def _condense_seconds(recipe: Recipe, classes: int, images: int, rates: Rates) -> float:
     """Of all episodes."""
     work = OBJECTIVES[recipe["objective"]["name"]].planned(classes, images, **recipe.options("objective"))
-    return recipe.condense.episodes * (work.features / rates.features + work.gradients / rates.there_and_back)
+    taken = work.features / rates.features + work.gradients / rates.there_and_back
+    return recipe.condense.episodes * (taken + work.real_gradients / rates.real_gradients)
 
 
 def _evaluate_seconds(
@@ -158,12 +159,13 @@ def _evaluate_seconds(
     """Of training and scoring all networks, as the recipe has settled it."""
     options = recipe.evaluate
     trained = _evaluated_work(recipe, shape, classes) * options.repeats * options.epochs * images
-    if options.compile == "always":
-        trained /= COMPILED_GAIN[device.type] * (TILED_GAIN if options.precision == "tiled" else 1)
-    return trained / rates.training + options.repeats * SCORED / rates.scoring
+    gain = training_gain(settling.training_way(recipe)["compute"], device)
+    return trained / (gain * rates.training) + options.repeats * SCORED / rates.scoring
 
 
-def _experts(recipe: Recipe, shape: Shape, classes: int, data: ImageData | None, rates: Rates) -> ExpertPlan | None:
+def _experts(
+    recipe: Recipe, shape: Shape, classes: int, data: ImageData | None, rates: Rates, device: torch.device
+) -> ExpertPlan | None:
     options, window = recipe.experts, recipe["objective"]
     if options is None:
         return None
@@ -175,7 +177,10 @@ def _experts(recipe: Recipe, shape: Shape, classes: int, data: ImageData | None,
     unmeasured = said["hold"] == "disk" and None in (said["mean"], said["std"])
     unseen = said["zca"] or unmeasured  # which experts are there shows only after that
     missing = options.count if unseen else len(assemble.experts(recipe, data).missing())
-    return ExpertPlan(options.count, missing, epochs, kept, missing * epochs * len(data.train) / rates.training)
+    passes = missing * epochs * len(data.train)
+    own = assemble.network(recipe, shape, classes, Streams(0)("count"))
+    gain = training_gain(assemble.experts_compute(recipe, own, shape, passes, device), device)
+    return ExpertPlan(options.count, missing, epochs, kept, passes / (gain * rates.training))
 
 
 def _parameters(recipe: Recipe, shape: Shape, classes: int) -> int:

@@ -12,9 +12,8 @@ from torch.nn.functional import cross_entropy
 
 from condensate import assemble, settling
 from condensate.atomic import replacing
-from condensate.compute import like_convolutions
+from condensate.compute import Compute, like_convolutions
 from condensate.data.cache import folder as cache_folder
-from condensate.networks import TiledConvolution, on_tiles
 from condensate.parameterizations import Shape
 from condensate.recipe import Recipe
 from condensate.streams import Streams
@@ -33,12 +32,14 @@ class Rates:
     Args:
         features: Without gradient, in the precision of the recipe.
         there_and_back: Forward, and back to the parameters and the pixels: thrice a forward's operations, float32.
+        real_gradients: Likewise of real images, in the precision of the recipe.
         training: Through a training step, float32, eager.
         scoring: Without gradient, float32, eager.
     """
 
     features: float
     there_and_back: float
+    real_gradients: float
     training: float
     scoring: float
 
@@ -94,14 +95,21 @@ def _measure(recipe: Recipe, shape: Shape, classes: int, batch: int, device: tor
     if compute.compiled:
         gain = COMPILED_GAIN[device.type]
         low_gain = gain * _product_rate(compute.precision, device) / _product_rate(torch.float32, device)
-    if compute.tiled and any(isinstance(layer, TiledConvolution) for layer in on_tiles(net).modules()):
+    if compute.tiled:
         low_gain *= TILED_GAIN
+    both_ways = compute.chunk / _seconds(there_and_back, device)
     return Rates(
         low_gain * compute.chunk / _seconds(features, device),
-        gain * compute.chunk / _seconds(there_and_back, device),
+        gain * both_ways,
+        low_gain * both_ways,
         batch / _seconds(training, device),
         compute.chunk / _seconds(scoring, device),
     )
+
+
+def training_gain(compute: Compute, device: torch.device) -> float:
+    """How much faster than eagerly networks are trained so."""
+    return (COMPILED_GAIN[device.type] if compute.compiled else 1.0) * (TILED_GAIN if compute.tiled else 1.0)
 
 
 def _product_rate(dtype: torch.dtype, device: torch.device) -> float:

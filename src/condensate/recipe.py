@@ -105,7 +105,8 @@ class Evaluate:
         split: Which real images score: test, or validation, on which choices are made.
         compile: Whether the training step is compiled; auto where that is won back.
         precision: Of what layers multiply in training; parameters and loss are float32 always. auto is bfloat16 where
-            the machine has instructions for it, else tiled where that can be, as compute.precision says.
+            the machine has instructions for it, else float32.
+        tiles: Likewise of networks trained one by one; see compute.tiles.
         together: Networks trained at a time; null is one on the CPU, as many as fill it on a GPU.
     """
 
@@ -118,7 +119,8 @@ class Evaluate:
     ops: list[str] | None = None
     split: Literal["test", "validation"] = "test"
     compile: Literal["auto", "always", "never"] = "auto"
-    precision: Literal["auto", "float32", "tiled", "bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    tiles: Literal["auto", "always", "never"] = "auto"
     together: int | None = None
 
     def __post_init__(self) -> None:

@@ -143,9 +143,8 @@ class Row:
         if not self.way.is_file():
             shape, classes = self.data.shape, len(self.data.classes)
             full, device = self.name == FULL, self.session.device
-            chosen = settling.settle_training(self.recipe, shape, classes, images, device, full=full).evaluate
-            way = {"compile": chosen.compile, "precision": chosen.precision, "together": chosen.together}
-            write_json(self.way, way)
+            chosen = settling.settle_training(self.recipe, shape, classes, images, device, full=full)
+            write_json(self.way, {key: chosen["evaluate"][key] for key in settling.TRAINED_BY})
             why = settling.why_training_compiled(self.recipe, shape, classes, images, device, full=full)
             if why:
                 self.session.display.say(f"{self.name}: training to score is {why}")
@@ -178,7 +177,7 @@ class Row:
             "budget": recipe["budget"],
             "compute": recipe["compute"],
             "values": recipe.anywhere().values,
-            "training": {key: recipe["evaluate"][key] for key in ("compile", "precision", "together")},
+            "training": {key: recipe["evaluate"][key] for key in settling.TRAINED_BY},
             "data": {
                 "name": self.data.name,
                 "fingerprint": self.data.fingerprint,

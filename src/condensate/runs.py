@@ -73,7 +73,7 @@ def smoked(recipe: Recipe) -> Recipe:
         network=network,
         objective={key: value for key, value in toy.items() if key in recipe["objective"]},
         **experts,
-        compute={"compile": "never", "precision": "float32", "reuse": False},
+        compute={"compile": "never", "precision": "float32", "tiles": "never", "reuse": False},
         condense={"episodes": min(1, recipe.condense.episodes)},
         evaluate={"networks": ["same"], "repeats": 1, "epochs": 1, "epochs_full": 1, "split": "test"},
         compare=[],
@@ -221,7 +221,7 @@ def settled(recipe: Recipe, data: ImageData, session: Session, resumed: bool) ->
     settling.check_training(recipe, session.device)
     settling.check_memory(recipe, shape, classes, session.device)
     if not recipe.condense.episodes:
-        return recipe
+        return recipe.with_values(compute={"compile": "never", "precision": "float32", "tiles": "never"})
     if not session.smoke:
         settling.check_images(recipe, images, len(data.train))
     chosen = session.ranks.once(lambda: settling.settle_compute(recipe, shape, classes, images, session.device))

@@ -8,11 +8,12 @@ import torch
 from condensate.assemble import networks_of
 from condensate.compute import PRECISIONS, WORTH_COMPILING, Compute, ComputeOptions
 from condensate.errors import UserError
-from condensate.networks import NETWORKS, forward_operations
+from condensate.networks import NETWORKS, Network, forward_operations, tileable
 from condensate.objectives import OBJECTIVES
 from condensate.parameterizations import Shape
-from condensate.recipe import Recipe, Values
+from condensate.recipe import Evaluate, Recipe, Values
 
+TRAINED_BY = ("compile", "precision", "tiles", "together")  # what of ``evaluate`` is settled
 TRAINING_BATCH = 256  # images a step of a network that scores, as published
 FILLS_A_GPU = 4096  # images of 32x32, or as many pixels, a step of all networks that are trained together there
 
@@ -31,13 +32,16 @@ def why_compiled(recipe: Recipe, shape: Shape, classes: int, images: int, device
 
 
 def _resolved(recipe: Recipe, shape: Shape, device: torch.device, work: float) -> Compute:
-    tiles = OBJECTIVES[recipe["objective"]["name"]].tiles
+    tiles = None
+    if OBJECTIVES[recipe["objective"]["name"]].tiles:
+        tiles = tileable(NETWORKS[recipe["network"]["name"]](shape, 2, **recipe.options("network")))
     return ComputeOptions(**recipe["compute"]).resolve(device, work, shape[1] * shape[2], tiles=tiles)
 
 
 def _settled(resolved: Compute) -> Values:
-    name = "tiled" if resolved.tiled else {value: name for name, value in PRECISIONS.items()}[resolved.precision]
-    return {"compile": "always" if resolved.compiled else "never", "precision": name}
+    precision = {value: name for name, value in PRECISIONS.items()}[resolved.precision]
+    when = {True: "always", False: "never"}
+    return {"compile": when[resolved.compiled], "precision": precision, "tiles": when[resolved.tiled]}
 
 
 def condensing_operations(recipe: Recipe, shape: Shape, classes: int, images: int) -> float:
@@ -45,7 +49,7 @@ def condensing_operations(recipe: Recipe, shape: Shape, classes: int, images: in
     matching = OBJECTIVES[recipe["objective"]["name"]]
     work = matching.planned(classes, images, **recipe.options("objective"))
     own = NETWORKS[recipe["network"]["name"]](shape, classes, **recipe.options("network"))
-    return forward_operations(own, shape) * (work.features + 3 * work.gradients) * recipe.condense.episodes
+    return forward_operations(own, shape) * work.forwards * recipe.condense.episodes
 
 
 def settle_training(
@@ -61,8 +65,14 @@ def settle_training(
     if together is None:
         at_a_time = FILLS_A_GPU * 32 * 32 // (min(images, TRAINING_BATCH) * shape[1] * shape[2])
         together = 1 if device.type == "cpu" else min(options.repeats, max(1, at_a_time))
-    resolved = ComputeOptions(options.compile, options.precision).resolve(device, work, tiles=together == 1)
+    tiles = tileable(_first_pupil(recipe, shape, classes)) if together == 1 else None
+    resolved = _asked(options).resolve(device, work, tiles=tiles, section="evaluate")
     return recipe.with_values(evaluate={**_settled(resolved), "together": together})
+
+
+def _asked(options: Evaluate) -> ComputeOptions:
+    """How networks that score are to be trained."""
+    return ComputeOptions(options.compile, options.precision, options.tiles)
 
 
 def why_training_compiled(
@@ -72,21 +82,26 @@ def why_training_compiled(
     work = _training_operations(recipe, shape, classes, images, full)
     if work < WORTH_COMPILING[device.type]:
         return None
-    return ComputeOptions(recipe.evaluate.compile, recipe.evaluate.precision).why(device, work)
+    return _asked(recipe.evaluate).why(device, work)
 
 
 def _training_operations(recipe: Recipe, shape: Shape, classes: int, images: int, full: bool) -> float:
     """Floating-point operations of all networks of the first kind that scores."""
     options = recipe.evaluate
-    (_, registered, keywords), *_ = networks_of(recipe, shape, classes)
     passes = options.repeats * (options.epochs_full if full else options.epochs) * images
-    return 3 * passes * forward_operations(NETWORKS[registered](shape, classes, **keywords), shape)
+    return 3 * passes * forward_operations(_first_pupil(recipe, shape, classes), shape)
+
+
+def _first_pupil(recipe: Recipe, shape: Shape, classes: int) -> Network:
+    """A network of the first kind that scores, without numbers."""
+    (_, registered, keywords), *_ = networks_of(recipe, shape, classes)
+    return NETWORKS[registered](shape, classes, **keywords)
 
 
 def check_training(recipe: Recipe, device: torch.device) -> None:
     """Raise before a run condenses, not after, if networks that score cannot be trained as asked."""
     options = recipe.evaluate
-    ComputeOptions(options.compile, options.precision).resolve(device, 0.0, tiles=options.together in (None, 1))
+    _asked(options).resolve(device, 0.0, tiles=0 if options.together in (None, 1) else None, section="evaluate")
 
 
 def check_images(recipe: Recipe, images: int, there: int) -> None:
@@ -116,9 +131,8 @@ def check_memory(recipe: Recipe, shape: Shape, classes: int, device: torch.devic
 def training_way(recipe: Recipe) -> Values:
     """How networks are trained, as ``train_networks`` takes it, of a recipe in which that is settled."""
     options = recipe.evaluate
-    tiled = options.precision == "tiled"
-    precision = torch.float32 if tiled else PRECISIONS[options.precision]
-    compute = Compute(options.compile == "always", precision, tiled=tiled)
+    compiled, tiled = (asked == "always" for asked in (options.compile, options.tiles))
+    compute = Compute(compiled, PRECISIONS[options.precision], tiled=tiled)
     return {"together": options.together, "compute": compute}
 
 

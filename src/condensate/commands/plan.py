@@ -18,8 +18,7 @@ def _plan(options: argparse.Namespace, keys: Values) -> None:
     expected = plan(recipe, chosen_device(options.device))
     how = "compiled" if expected.compiled else "eager"
     if expected.experts is None:
-        low = {"tiled": "float32 on tiles"}.get(expected.precision, expected.precision)
-        how += f", what carries no gradient to the images in {low}"
+        how += f", what carries no gradient to the images in {expected.precision}"
     rows = [
         ["image", "x".join(map(str, expected.shape))],
         ["classes", str(expected.classes)],

@@ -8,7 +8,7 @@ from condensate.networks.base import ACTIVATIONS, NORMS, POOLINGS, Network, Shap
 from condensate.networks.convnet import ConvNet
 from condensate.networks.plain import MLP, AlexNet, LeNet
 from condensate.networks.resnet import ResNet18
-from condensate.networks.tiled import TiledConvolution, on_tiles
+from condensate.networks.tiled import TiledConvolution, on_tiles, tileable
 from condensate.networks.variants import LISTS, VARIANTS
 from condensate.networks.vgg import VGG11
 from condensate.networks.vit import ViT
@@ -60,4 +60,5 @@ __all__ = [
     "build",
     "forward_operations",
     "on_tiles",
+    "tileable",
 ]

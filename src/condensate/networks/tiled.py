@@ -31,6 +31,11 @@ def on_tiles(network: Network) -> Network:
     return made
 
 
+def tileable(network: Network) -> int:
+    """Convolutions of a network that ``on_tiles`` puts on tiles."""
+    return sum(isinstance(layer, nn.Conv2d) and _can_be_tiled(layer) for layer in network.modules())
+
+
 def _can_be_tiled(layer: nn.Conv2d) -> bool:
     """Whether a convolution is one of 3x3 pixels that keeps the size, of many channels."""
     form = layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode

@@ -23,12 +23,19 @@ class Work:
     Args:
         features: Images that go through it without gradient.
         gradients: Images that go through it and back to pixels and parameters, thrice a forward's operations.
+        real_gradients: Likewise real ones, back to the parameters alone, which may be rounded as features are.
         parts: Into how many equal parts that falls, which several processes can take apart.
     """
 
     features: int
     gradients: int
+    real_gradients: int = 0
     parts: int = 1
+
+    @property
+    def forwards(self) -> int:
+        """All of it, in images that go through the network once."""
+        return self.features + 3 * (self.gradients + self.real_gradients)
 
 
 @dataclass(frozen=True)

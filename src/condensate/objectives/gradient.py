@@ -152,7 +152,7 @@ class GradientMatching(Objective):
         """
         outer, inner = int(options["outer_loop"]), int(options["inner_loop"])
         matched, trained = outer * images, (outer - 1) * inner * images
-        return Work(matched, outer * classes * int(options["batch_real"]) + 2 * matched + trained, classes)
+        return Work(matched, 2 * matched + trained, outer * classes * int(options["batch_real"]), classes)
 
     @classmethod
     def room(cls, layers: Layers, compute: Compute, classes: int, images: int, **options: Any) -> Room:

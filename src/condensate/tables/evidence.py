@@ -13,7 +13,7 @@ from condensate.studies.continual import difference, spread
 from condensate.tables.layout import Cell
 
 RESULT, QUOTED = "result.json", "quoted.json"
-SETTLED = ("compile", "precision", "together", "mean", "std")
+SETTLED = ("compile", "precision", "tiles", "together", "mean", "std")
 
 
 def finished(results: Path, cell: Cell) -> bool:
