@@ -124,28 +124,31 @@ class ComputeOptions:
                 raise unknown(f"{section}.{key}", str(getattr(self, key)), known)
         if self.compile == "always" and (lacks := lacking(device)):
             raise UserError(
-                f"compile is always, but torch.compile needs {lacks}; or do without: --compute.compile never for "
-                "condensing, --evaluate.compile never for scoring"
+                f"{section}.compile is always, but torch.compile needs {lacks}; "
+                f"or do without: --{section}.compile never"
             )
-        compiled = self.compile == "always" or (self.compile == "auto" and _compiles(device, operations)[0])
-        if self.precision == "auto":
+        precision = PRECISIONS.get(self.precision)
+        if precision is None:
             precision = torch.bfloat16 if has_bfloat16(device) else torch.float32
-        else:
-            precision = PRECISIONS[self.precision]
         can_be = tiles is not None and self.compile != "never" and device.type == "cpu" and precision == torch.float32
         if self.tiles == "always" and not can_be:
             raise UserError(
                 f"{section}.tiles always is for compiled float32 programs on a CPU, and in them for real images "
                 "(objectives dm and dc) and networks trained one by one (evaluate.together 1); here leave it at auto"
             )
-        worth = self.tiles == "auto" and _tiles_gain() and operations >= WORTH_TILING * (tiles or 0)
-        tiled = can_be and compiled and bool(tiles) and (worth or self.tiles == "always")
         chunk = self.chunk
         if chunk is None:
             chunk = CHUNK if device.type == "cpu" else max(CHUNK, PIXELS_ON_GPU // pixels)
         if chunk < 1:
-            raise UserError(f"compute.chunk must be at least 1, got {chunk}")
+            raise UserError(f"{section}.chunk must be at least 1, got {chunk}")
+        compiled = self.compile == "always" or (self.compile == "auto" and _compiles(device, operations)[0])
+        tiled = compiled and can_be and self._tiled(operations, tiles or 0)
         return Compute(compiled, precision, chunk, cached(device, pixels, precision) if compiled else None, tiled)
+
+    def _tiled(self, operations: float, layers: int) -> bool:
+        """Whether so many layers go on tiles where they can be."""
+        worth = operations >= WORTH_TILING * layers and _tiles_gain()
+        return layers > 0 and (self.tiles == "always" or (self.tiles == "auto" and worth))
 
     def why(self, device: torch.device, operations: float) -> str | None:
         """What auto decides about compiling and why, in words; None where the user decided."""
