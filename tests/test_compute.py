@@ -23,6 +23,7 @@ from condensate.settling import (
     settle_compute,
     settle_training,
     training_way,
+    why_compiled,
     why_training_compiled,
 )
 from condensate.sheets import resolve
@@ -273,6 +274,17 @@ def test_settle_training__on_tiles_where_compiled_one_by_one(machine: Any, asked
     found = settle_training(recipe, (3, 32, 32), 10, 10, CPU)
     assert found.evaluate.tiles == ("always" if tiled else "never")
     assert training_way(found)["compute"].tiled == tiled
+
+
+def test_why__says_that_convolutions_go_on_tiles(machine: Any):
+    machine(**AVX2)
+    for tiles, said in (
+        ("auto", "win the compilation back, wide convolutions on tiles"),
+        ("never", "compilation back"),
+    ):
+        recipe = resolve("cifar10-dm-ipc1", {"compute": {"tiles": tiles}, "evaluate": {"tiles": tiles}})
+        for why in (why_compiled, why_training_compiled):
+            assert str(why(recipe, (3, 32, 32), 10, 80, CPU)).endswith(said)
 
 
 def test_experts_compute__on_tiles_where_the_recipe_does_not_forbid_it(machine: Any):

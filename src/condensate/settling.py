@@ -18,6 +18,9 @@ TRAINING_BATCH = 256  # images a step of a network that scores, as published
 FILLS_A_GPU = 4096  # images of 32x32, or as many pixels, a step of all networks that are trained together there
 
 
+_ON_TILES = ", wide convolutions on tiles"
+
+
 def settle_compute(recipe: Recipe, shape: Shape, classes: int, images: int, device: torch.device) -> Recipe:
     """The recipe with ``compute`` settled, so that a resumed run does not choose anew."""
     work = condensing_operations(recipe, shape, classes, images)
@@ -28,7 +31,8 @@ def settle_compute(recipe: Recipe, shape: Shape, classes: int, images: int, devi
 def why_compiled(recipe: Recipe, shape: Shape, classes: int, images: int, device: torch.device) -> str | None:
     """What ``settle_compute`` chooses and why, in words; None where the recipe says it."""
     work = condensing_operations(recipe, shape, classes, images)
-    return ComputeOptions(**recipe["compute"]).why(device, work)
+    why = ComputeOptions(**recipe["compute"]).why(device, work)
+    return why and why + _ON_TILES * _resolved(recipe, shape, device, work).tiled
 
 
 def _resolved(recipe: Recipe, shape: Shape, device: torch.device, work: float) -> Compute:
@@ -82,7 +86,9 @@ def why_training_compiled(
     work = _training_operations(recipe, shape, classes, images, full)
     if work < WORTH_COMPILING[device.type]:
         return None
-    return _asked(recipe.evaluate).why(device, work)
+    why = _asked(recipe.evaluate).why(device, work)
+    tiled = settle_training(recipe, shape, classes, images, device, full=full).evaluate.tiles == "always"
+    return why and why + _ON_TILES * tiled
 
 
 def _training_operations(recipe: Recipe, shape: Shape, classes: int, images: int, full: bool) -> float:
