@@ -225,6 +225,13 @@ def give_memory_back() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
+def keep_memory_as_usual() -> None:
+    """Undo ``give_memory_back``: blocks up to the size that the C library comes to by itself are kept, as in a run."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD
+
+
 def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
     """Operations a second of the best large matrix product seen, float32 as in convolutions (on CUDA TF32)."""
     rates = []
