@@ -35,7 +35,9 @@ def _plan(options: argparse.Namespace, keys: Values) -> None:
     ]
     show_table(f"{recipe.name}, the main row", ["", "expected"], rows)
     if expected.compiled:
-        print("Times are within a factor of two, from eager rates of this machine; compiling takes a minute more.")
+        print(
+            "Times are within a factor of two, from eager rates of this machine; compiling takes a minute or two more."
+        )
 
 
 def _expert_rows(experts: ExpertPlan | None) -> list[list[str]]:
