@@ -221,6 +221,7 @@ def give_memory_back() -> None:
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
         library.mallopt(-3, 65536)  # M_MMAP_THRESHOLD
+        library.mallopt(-1, 65536)  # M_TRIM_THRESHOLD
         library.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
 
@@ -230,6 +231,7 @@ def keep_memory_as_usual() -> None:
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
         library.mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD
+        library.mallopt(-1, 64 * 2**20)  # M_TRIM_THRESHOLD
 
 
 def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:

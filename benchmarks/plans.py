@@ -34,7 +34,7 @@ def check(name: str, device: torch.device) -> dict[str, Any]:
     """Expected and measured seconds of an episode and of training, and bytes, on random images of the data's shape.
 
     Bytes are those of the first episode and network, for which freed memory goes back at once; seconds those of later
-    ones, for which it is kept as in a run: they would take half as long again.
+    ones, where there are any, for which it is kept as in a run: they would take half as long again.
     """
     given = dict(PLANS[name])
     recipe = resolve(given.pop("recipe"), given)

@@ -99,7 +99,7 @@ def _training_operations(recipe: Recipe, shape: Shape, classes: int, images: int
 
 
 def _first_pupil(recipe: Recipe, shape: Shape, classes: int) -> Network:
-    """A network of the first kind that scores, without numbers."""
+    """A network of the first kind that scores, not initialised."""
     (_, registered, keywords), *_ = networks_of(recipe, shape, classes)
     return NETWORKS[registered](shape, classes, **keywords)
 
