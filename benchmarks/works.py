@@ -290,7 +290,7 @@ def mtt(bench: Bench, ipc: int, steps: int, batch: int | None = None) -> Work:
         Streams(0)("published"), steps, batch,
     )  # fmt: skip
     ways = {"published": Way(theirs)}
-    ways |= episodes(bench, made, matching, 1e-3, low=False)
+    ways |= episodes(bench, made, matching, 1e-3, low=False, tiles=True)
     if steps <= 10 and bench.device.type == "cpu":
         ways["ours, not compiled"] = Way(episode(matching(Compute()), made(), 1e-3))
     moved = 2.0 * steps * sum(p.numel() * 4 for p in network.parameters())

@@ -1,5 +1,6 @@
 """What auto comes to."""
 
+import math
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from condensate.networks import NETWORKS
 from condensate.settling import (
     check_training,
     compute,
+    condensing_operations,
     settle_compute,
     settle_training,
     training_way,
@@ -240,19 +242,16 @@ def test_resolve__unknown_words__names_the_key(machine: Any):
             ComputeOptions(**{key: "tiled"}).resolve(CPU, 0.0, section="evaluate")
 
 
-@pytest.mark.parametrize(
-    ("name", "tiled"),
-    [("cifar10-lodm-ipc1", True), ("cifar10-lodc-ipc1", True), ("cifar10-lomtt-ipc1", False)],
-)
-def test_settle_compute__tiles_are_settled_and_stay(machine: Any, name: str, tiled: bool):
+@pytest.mark.parametrize("name", ["cifar10-lodm-ipc1", "cifar10-lodc-ipc1", "cifar10-lomtt-ipc1"])
+def test_settle_compute__tiles_are_settled_and_stay(machine: Any, name: str):
     machine(**AVX2)
     recipe = settle_compute(resolve(name, {"compute": {"compile": "always"}}), (3, 32, 32), 10, 80, CPU)
     assert recipe["compute"]["precision"] == "float32"
-    assert recipe["compute"]["tiles"] == ("always" if tiled else "never")
+    assert recipe["compute"]["tiles"] == "always"
     machine(avx512_bf16=True)  # another one goes on with it
     again = settle_compute(recipe, (3, 32, 32), 10, 80, CPU)
     assert again["compute"] == recipe["compute"]
-    assert compute(again, (3, 32, 32), CPU).tiled == tiled
+    assert compute(again, (3, 32, 32), CPU).tiled
 
 
 @pytest.mark.parametrize(
@@ -285,6 +284,18 @@ def test_why__says_that_convolutions_go_on_tiles(machine: Any):
         recipe = resolve("cifar10-dm-ipc1", {"compute": {"tiles": tiles}, "evaluate": {"tiles": tiles}})
         for why in (why_compiled, why_training_compiled):
             assert str(why(recipe, (3, 32, 32), 10, 80, CPU)).endswith(said)
+
+
+@pytest.mark.parametrize(("name", "times"), [("mnist-lodm-ipc1", 1), ("mnist-lodc-ipc1", 3), ("mnist-lomtt-ipc1", 3)])
+def test_settle_compute__gradients_of_gradients_on_tiles_from_more_work_on(machine: Any, name: str, times: int):
+    """For they take longer to be compiled so; of two layers each."""
+    machine(**AVX2)
+    shape, classes, images = (1, 28, 28), 10, 70
+    each = condensing_operations(resolve(name, {"condense": {"episodes": 1}}), shape, classes, images)
+    enough = math.ceil(2 * times * TILING / each)
+    for episodes, tiles in ((enough - 1, "never"), (enough, "always")):
+        recipe = resolve(name, {"compute": {"compile": "always"}, "condense": {"episodes": episodes}})
+        assert settle_compute(recipe, shape, classes, images, CPU)["compute"]["tiles"] == tiles
 
 
 def test_experts_compute__on_tiles_where_the_recipe_does_not_forbid_it(machine: Any):

@@ -11,6 +11,7 @@ from torch.nn import functional
 from condensate import Augment, ClassicAugment, ImageData, Network, build_network, fit
 from condensate.compute import Compute, can_compile
 from condensate.examples import Examples, Held
+from condensate.networks import TiledConvolution
 from condensate.together import Together
 from condensate.training import accuracy, mean_loss, scored_at_once
 
@@ -391,8 +392,9 @@ def test_mean_loss__in_bfloat16_rounds_products_but_not_parameters():
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
-def test_mean_loss__on_tiles__trains_the_network_itself(norm: str):
+def test_mean_loss__on_tiles__trains_the_network_itself(norm: str, monkeypatch: pytest.MonkeyPatch):
     """In float64, so that no activation falls on the other side of zero."""
+    monkeypatch.setattr(TiledConvolution, "forward", TiledConvolution.tiled)
     held, (one,), (other,) = examples(), stack(1, width=64, norm=norm), stack(1, width=64, norm=norm)
     fit(one, held, epochs=2, generator=seeded(), batch=4)
     fit(other, held, epochs=2, generator=seeded(), batch=4, loss=mean_loss(other, Compute(tiled=True)))

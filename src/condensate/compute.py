@@ -45,8 +45,7 @@ class Compute:
         precision: Of what carries no gradient to the pixels (the features or parameter gradients of real images).
         chunk: Images that go through a network at once, at most; activation memory is that of one chunk.
         piece: Of what may be divided at no cost, images that go through at once; absent: a chunk.
-        tiled: Whether wide convolutions of what carries no gradient to the pixels, real images and the training of
-            networks, go on tiles, see ``networks.on_tiles``.
+        tiled: Whether wide convolutions of compiled programs go on tiles, see ``networks.on_tiles``.
     """
 
     compiled: bool = False
@@ -82,9 +81,9 @@ class ComputeOptions:
         compile: auto compiles where a C++ compiler is at hand and the planned run is long enough to win it back.
         precision: Of the features or parameter gradients of real images. auto is bfloat16 where the machine has
             instructions for it, else float32.
-        tiles: Compute wide convolutions of real images in compiled float32 programs on a CPU with a quarter of the
-            products; it rounds more and compiles up to a minute longer. auto does where that is known to be faster, and
-            the planned run is long enough.
+        tiles: Compute wide convolutions of compiled float32 programs on a CPU with a quarter of the products; it rounds
+            more and compiles minutes longer. auto does where that is known to be faster, and the planned run is long
+            enough.
         chunk: Images that go through a network at once, at most: the memory knob. null is 64 on a CPU, and on a GPU as
             many as have the pixels of 4,096 images of 32x32.
         reuse: Keep the class means of real features (objective dm) in the cache, for runs that differ in storage,
@@ -112,7 +111,8 @@ class ComputeOptions:
             device: Where the run computes.
             operations: Floating-point operations of the whole planned run.
             pixels: Of an image.
-            tiles: Layers that may go on tiles, see ``Compute``; None where nothing of the kind is computed.
+            tiles: Layers that may go on tiles, see ``Compute``, as often as what compiling them takes is that of a
+                training step; None where none may.
             section: Of the recipe, whose keys are asked; errors name them.
 
         Raises:
@@ -133,8 +133,8 @@ class ComputeOptions:
         can_be = tiles is not None and self.compile != "never" and device.type == "cpu" and precision == torch.float32
         if self.tiles == "always" and not can_be:
             raise UserError(
-                f"{section}.tiles always is for compiled float32 programs on a CPU, and in them for real images "
-                "(objectives dm and dc) and networks trained one by one (evaluate.together 1); here leave it at auto"
+                f"{section}.tiles always is for compiled float32 programs on a CPU, networks that score trained one by "
+                "one (evaluate.together 1); here leave it at auto"
             )
         chunk = self.chunk
         if chunk is None:

@@ -101,8 +101,8 @@ class Condensation:
         self.say_who_waits(len(synthetic))
         if compute.compiled and start < options.episodes:
             torch._dynamo.reset()  # a study condenses many times, and a process may compile a program a few times only
-            longer = "two minutes" if compute.tiled else "a minute"
-            display.say(f"compiling: the first episode takes up to {longer} longer, the others half as long")
+            longer = "a few minutes" if compute.tiled else "a minute or two"
+            display.say(f"compiling: the first episode takes {longer} longer, the others half as long")
         logged = self.folder / "log.jsonl" if self.session.ranks.first else Path(os.devnull)
         with logged.open("a") as log, display.work(f"{self.title}: condense", options.episodes, start) as step:
             condense(

@@ -22,7 +22,7 @@ PATIENCE = 0.8  # seconds a measurement goes on for
 # How much faster than eager ones compiled programs are: python -m benchmarks. Two cores: 1.3 (MTT) to 2.2 (training).
 # An H200: 2.6 (MTT) to 3.0; all but MTT was eager in bfloat16, and is held against compiled float32 here.
 COMPILED_GAIN = {"cpu": 1.6, "cuda": 2.5}
-TILED_GAIN = 1.4  # beside that, of features and of training on tiles
+TILED_GAIN = 1.4  # beside that, on tiles
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _measure(recipe: Recipe, shape: Shape, classes: int, batch: int, device: tor
     both_ways = compute.chunk / _seconds(there_and_back, device)
     return Rates(
         low_gain * compute.chunk / _seconds(features, device),
-        gain * both_ways,
+        gain * (TILED_GAIN if compute.tiled else 1.0) * both_ways,
         low_gain * both_ways,
         batch / _seconds(training, device),
         compute.chunk / _seconds(scoring, device),

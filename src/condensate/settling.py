@@ -36,9 +36,8 @@ def why_compiled(recipe: Recipe, shape: Shape, classes: int, images: int, device
 
 
 def _resolved(recipe: Recipe, shape: Shape, device: torch.device, work: float) -> Compute:
-    tiles = None
-    if OBJECTIVES[recipe["objective"]["name"]].tiles:
-        tiles = tileable(NETWORKS[recipe["network"]["name"]](shape, 2, **recipe.options("network")))
+    matched = NETWORKS[recipe["network"]["name"]](shape, 2, **recipe.options("network"))
+    tiles = OBJECTIVES[recipe["objective"]["name"]].tiling * tileable(matched)
     return ComputeOptions(**recipe["compute"]).resolve(device, work, shape[1] * shape[2], tiles=tiles)
 
 

@@ -52,16 +52,24 @@ def test_tiled__takes_a_quarter_of_the_products():
     assert counts[0] == 4 * counts[1]
 
 
-def test_forward__maps_that_tiles_cover_badly_go_directly(monkeypatch):
+def test_forward__on_tiles_in_compiled_programs_where_they_cover_the_maps(monkeypatch):
     layer = convolution()
     monkeypatch.setattr(layer, "tiled", lambda seen: "tiled")
-    assert [layer(maps(1, 3, side, side)) == "tiled" for side in (4, 8)] == [True, True]
-    for side in (1, 2, 5):  # 5 of 8 by 5 of 8: 144 products, 225 directly
-        torch.testing.assert_close(layer(maps(1, 3, side, side)), layer.direct(maps(1, 3, side, side)))
+    for compiling, expected in ((False, []), (True, [4, 8])):
+        monkeypatch.setattr("torch.compiler.is_compiling", lambda compiling=compiling: compiling)
+        tiled = []
+        for side in (1, 2, 4, 5, 8):  # 5 of 8 by 5 of 8: 144 products, 225 directly
+            found = layer(maps(1, 3, side, side))
+            if found == "tiled":
+                tiled.append(side)
+            else:
+                torch.testing.assert_close(found, layer.direct(maps(1, 3, side, side)), rtol=0, atol=0)
+        assert tiled == expected
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_on_tiles__is_the_network(name):
+def test_on_tiles__is_the_network(name, monkeypatch):
+    monkeypatch.setattr(TiledConvolution, "forward", TiledConvolution.tiled)
     network = build_network(name, (3, 32, 32), 10, Streams(0)("net")).double().eval()
     tiled, seen = on_tiles(network), maps(3, 3, 32, 32)
     torch.testing.assert_close(tiled.features(seen), network.features(seen), rtol=0, atol=1e-10)
@@ -71,7 +79,8 @@ def test_on_tiles__is_the_network(name):
     assert not tiles_of(network)
 
 
-def test_on_tiles__parameters_are_the_networks_own():
+def test_on_tiles__parameters_are_the_networks_own(monkeypatch):
+    monkeypatch.setattr(TiledConvolution, "forward", TiledConvolution.tiled)
     network = build_network("convnet", (3, 16, 16), 10, Streams(0)("net"), width=64, norm="batch").train()
     tiled, seen = on_tiles(network), maps(4, 3, 16, 16).float()
     assert [(name, id(own)) for name, own in network.named_parameters()] == [

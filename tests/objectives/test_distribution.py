@@ -177,14 +177,19 @@ def test_episode__bfloat16_real_features__close_to_float32_and_float32_gradient(
         assert float(torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0)) > 0.999
 
 
-def test_episode__tiled_real_features__equal_but_for_rounding_and_the_synthetic_side_as_ever(real, monkeypatch):
+@pytest.mark.parametrize("each", [3, 9])
+def test_episode__on_tiles__equal_but_for_rounding(real, monkeypatch, each):
     wide, seen = {"width": 64, "pooling": "none"}, []
-    tiled = TiledConvolution.tiled
-    monkeypatch.setattr(TiledConvolution, "tiled", lambda self, maps: seen.append(len(maps)) or tiled(self, maps))
+    monkeypatch.setattr(
+        TiledConvolution, "forward", lambda self, maps: seen.append(len(maps)) or TiledConvolution.tiled(self, maps)
+    )
     for number in (0, 1):  # the network is drawn anew in place
-        exact, reference = gradients(matching(real, **wide), synthetic(), number)
-        rounded, found = gradients(matching(real, Compute(tiled=True), **wide), synthetic(), number)
-        assert sum(seen) == CLASSES * BATCH * (number + 1)
+        exact, reference = gradients(matching(real, Compute(chunk=8), **wide), synthetic(each=each), number)
+        assert not seen
+        rounded, found = gradients(matching(real, Compute(chunk=8, tiled=True), **wide), synthetic(each=each), number)
+        twice = 2 if each > 8 else 1  # for a class's mean, then piece by piece
+        assert sum(seen) == CLASSES * (BATCH + twice * each)
+        seen.clear()
         assert rounded == pytest.approx(exact, rel=1e-4)
         for a, b in zip(found, reference, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))

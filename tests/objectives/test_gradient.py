@@ -267,15 +267,18 @@ def test_episode__bfloat16_real_gradients__close_to_exact(real):
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
-def test_episode__tiled_real_gradients__equal_and_the_synthetic_side_goes_directly(real, monkeypatch, norm):
-    wide, seen, tiled = {"width": 64, "pooling": "none", "norm": norm}, [], TiledConvolution.tiled
-    monkeypatch.setattr(TiledConvolution, "tiled", lambda self, maps: seen.append(len(maps)) or tiled(self, maps))
+@pytest.mark.parametrize("chunk", [2, 64])
+def test_episode__on_tiles__equal(real, monkeypatch, norm, chunk):
+    wide, seen = {"width": 64, "pooling": "none", "norm": norm}, []
+    monkeypatch.setattr(
+        TiledConvolution, "forward", lambda self, maps: seen.append(len(maps)) or TiledConvolution.tiled(self, maps)
+    )
     expected, found = (
-        walk(matching(real, Compute(chunk=2, tiled=tiles), network=wide, **TRAINED).episode(of, 0), of)
+        walk(matching(real, Compute(chunk=chunk, tiled=tiles), network=wide, **TRAINED).episode(of, 0), of)
         for tiles, of in ((False, synthetic()), (True, synthetic()))
     )
     assert_same(found, expected)
-    assert sum(seen) == (TRAINED["outer_loop"] * CLASSES * BATCH if norm == "instance" else 0)
+    assert sum(seen) > TRAINED["outer_loop"] * CLASSES * BATCH  # real and synthetic images
 
 
 @pytest.mark.slow

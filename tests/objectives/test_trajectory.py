@@ -24,6 +24,7 @@ from condensate import (
     condense,
 )
 from condensate.compute import can_compile
+from condensate.networks import TiledConvolution
 from condensate.parameterizations import Parameterization
 from tests.launches import Launches
 
@@ -33,6 +34,7 @@ NETWORKS = {
     "batch": ("convnet", {"width": 8, "depth": 2, "norm": "batch"}),
     "layer, swish": ("convnet", {"width": 8, "depth": 1, "norm": "layer", "activation": "swish", "pooling": "max"}),
     "mlp": ("mlp", {}),
+    "wide": ("convnet", {"width": 64, "depth": 2, "pooling": "none"}),
 }
 
 
@@ -267,6 +269,20 @@ def test_condense__hard_labels_cannot_be_learned():
         condense(synthetic(), matching(), episodes=1, lr=1.0, lr_labels=0.1)
 
 
+def test_episode__on_tiles__equals_the_naive_unroll(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        TiledConvolution, "forward", lambda self, maps: seen.append(len(maps)) or TiledConvolution.tiled(self, maps)
+    )
+    ours, theirs = synthetic(), synthetic()
+    naive(matching(network="wide"), theirs, 0)
+    assert not seen
+    list(matching(Compute(tiled=True), network="wide").episode(ours, 0))
+    assert seen
+    for found, expected in zip(gradients(ours), gradients(theirs), strict=True):
+        assert float((found - expected).norm() / expected.norm()) < 1e-10
+
+
 def test_episode__float32__close_to_float64():
     exact, rough = synthetic(), synthetic().float()
     objective = matching()
@@ -282,11 +298,12 @@ def test_episode__float32__close_to_float64():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 @pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="no C++ compiler")
-@pytest.mark.parametrize("soft", [False, True])
-def test_episode__compiled__equals_eager(soft):
+@pytest.mark.parametrize(("soft", "network"), [(False, "instance"), (True, "instance"), (False, "wide")])
+def test_episode__compiled__equals_eager(soft, network):
+    """The wide one on tiles."""
     eager, compiled = synthetic(soft=soft), synthetic(soft=soft)
-    list(matching().episode(eager, 0))
-    list(matching(Compute(compiled=True)).episode(compiled, 0))
+    list(matching(network=network).episode(eager, 0))
+    list(matching(Compute(compiled=True, tiled=network == "wide"), network=network).episode(compiled, 0))
     for found, expected in zip(gradients(compiled), gradients(eager), strict=True):
         assert float((found - expected).norm() / expected.norm()) < 1e-10
 

@@ -19,8 +19,8 @@ LEAST_CHANNELS = 64  # of both sides; with fewer the sums around the products ta
 def on_tiles(network: Network) -> Network:
     """The network with its wide 3x3 convolutions on tiles; parameters and buffers are those of ``network`` itself.
 
-    Meant for compiled float32 programs on a CPU, where it makes a ConvNet of width 128 about 1.5 times faster. What
-    float32 rounds is some five times more than directly: a few millionths of the largest output.
+    Meant for compiled float32 programs on a CPU, where it makes a ConvNet of width 128 about 1.5 times faster; what is
+    not compiled goes directly. What float32 rounds is some five times more: a few millionths of the largest output.
     """
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     made = deepcopy(network, shared)
@@ -44,7 +44,9 @@ def _can_be_tiled(layer: nn.Conv2d) -> bool:
 
 
 class TiledConvolution(nn.Conv2d):
-    """A 3x3 convolution, stride 1 and padding 1, on tiles of 4x4 outputs; maps that these cover badly go directly.
+    """A 3x3 convolution, stride 1 and padding 1, in compiled programs on tiles of 4x4 outputs.
+
+    Maps that tiles cover badly go directly, and so does all that is not compiled, for the sums are to be fused.
 
     Every tile is seen with its border as 6x6 pixels d. Under the transforms B, G and A a tile's outputs are
     A' [sum over channels of (G g G') * (B' d B)] A: 36 products for each pair of channels, where it takes 144 directly.
@@ -60,16 +62,14 @@ class TiledConvolution(nn.Conv2d):
 
     def forward(self, maps: Tensor) -> Tensor:
         """(n, C, H, W) -> (n, width, H, W)."""
-        height, width = maps.shape[2:]
-        products = 36 * -(-height // 4) * -(-width // 4)
-        return self.tiled(maps) if 2 * products <= 9 * height * width else self.direct(maps)
+        return self.tiled(maps) if torch.compiler.is_compiling() and covered(*maps.shape[2:]) else self.direct(maps)
 
     def direct(self, maps: Tensor) -> Tensor:
         """Likewise, as the library has it."""
         return super().forward(maps)
 
     def tiled(self, maps: Tensor) -> Tensor:
-        """Likewise on tiles, however well they cover the maps; the result lies channels last."""
+        """Likewise on tiles; the result lies channels last."""
         count, channels, height, width = maps.shape
         rows, columns = -(-height // 4), -(-width // 4)
         seen = pad(maps.permute(0, 2, 3, 1), (0, 0, 1, 4 * columns + 1 - width, 1, 4 * rows + 1 - height))
@@ -82,6 +82,11 @@ class TiledConvolution(nn.Conv2d):
         found = torch.stack(_to_outputs(down.unbind(0)), 4).reshape(count, 4 * rows, 4 * columns, -1)
         found = found[:, :height, :width]
         return (found if self.bias is None else found + self.bias).permute(0, 3, 1, 2)
+
+
+def covered(height: int, width: int) -> bool:
+    """Whether tiles spare half of the products of maps of so many pixels, or more."""
+    return 2 * 36 * -(-height // 4) * -(-width // 4) <= 9 * height * width
 
 
 def _of_pixels(d: Sequence[Tensor]) -> list[Tensor]:

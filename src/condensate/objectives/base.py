@@ -116,13 +116,13 @@ class Objective(ABC):
     The last positional one says which of several processes this is: an objective adds and yields its own share alone,
     scaled so that the shares of all add up to the whole.
     One that is ``private`` sees real images under noise that nobody can draw again: there, no episode repeats.
-    One that ``tiles`` can compute what it sees of real images on tiles, see ``Compute``.
+    Its programs take ``tiling`` times as long as a training step to be compiled on tiles, see ``Compute``.
     One that ``keeps`` can share what depends on the real images alone with other runs, see ``reuse``.
     """
 
     matches_experts: ClassVar[bool] = False
     private: ClassVar[bool] = False
-    tiles: ClassVar[bool] = False
+    tiling: ClassVar[int] = 1
     keeps: ClassVar[bool] = False
 
     streams: Streams | HeldStreams

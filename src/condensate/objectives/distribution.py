@@ -38,10 +38,10 @@ class DistributionMatching(Objective):
     where f are the network's features and real_c a batch of the class. Zhao & Bilen, "Dataset Condensation with
     Distribution Matching", WACV 2023, equation 5.
 
-    Real features carry no gradient: they run chunk by chunk, in the precision and by the program of ``compute``, on
-    tiles where it says so. The synthetic side runs by groups of whole classes, and a class larger than a chunk piece by
-    piece and twice, first for its mean; both are equal to one big graph. Networks with batch statistics take each side
-    in one forward, as published.
+    Real features carry no gradient: they run chunk by chunk, in the precision and by the program of ``compute``. The
+    synthetic side runs by groups of whole classes, and a class larger than a chunk piece by piece and twice, first for
+    its mean; both are equal to one big graph. Networks with batch statistics take each side in one forward, as
+    published.
 
     Several processes deal the classes out: each takes real and synthetic images of its own classes alone.
 
@@ -50,7 +50,7 @@ class DistributionMatching(Objective):
         network: Re-initialised in place every episode; its parameters are frozen.
         augment: Drawn once a class, applied to real and synthetic images alike (siamese).
         streams: Source of the networks, batches and augmentations.
-        compute: Precision, compilation and chunk.
+        compute: Precision of real features, compilation, tiles and chunk.
         ranks: Which of several processes this is.
         batch_real: Real images a class and episode, without replacement.
         updates: Of the synthetic images for each network drawn, 1 as published. The features of the real images, most
@@ -58,7 +58,6 @@ class DistributionMatching(Objective):
     """
 
     keeps: ClassVar[bool] = True
-    tiles: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -88,9 +87,9 @@ class DistributionMatching(Objective):
         self.size = (real.shape[1], real.shape[2])
         self.chunk = None if network.batch_statistics else compute.chunk
         self.piece = None if network.batch_statistics else compute.at_once
-        self.network = network.requires_grad_(False).train()
+        self.network = (on_tiles(network) if compute.tiled else network).requires_grad_(False).train()
         self.network.to(memory_format=compute.memory_format)  # type: ignore[call-overload]
-        self.low = on_tiles(network) if compute.tiled else network
+        self.low = self.network
         self.copied = compute.precision != torch.float32
         if self.copied:
             self.low = deepcopy(self.network).to(compute.precision)

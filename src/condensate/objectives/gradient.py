@@ -81,7 +81,7 @@ class GradientMatching(Objective):
         augment: Drawn once a class and match, applied to real and synthetic images alike (siamese); training draws
             its own.
         streams: Source of the networks, batches, augmentations and the order of training.
-        compute: Precision of real gradients, compilation and chunk.
+        compute: Precision of real gradients, compilation, tiles and chunk.
         ranks: Which of several processes this is.
         outer_loop: Matches an episode, each of which yields.
         inner_loop: Epochs of training between two matches.
@@ -92,7 +92,7 @@ class GradientMatching(Objective):
         distance: D. "layerwise" as published (``row_cosine_distance``), "cosine" and "mse" over all parameters.
     """
 
-    tiles: ClassVar[bool] = True
+    tiling: ClassVar[int] = 3
 
     def __init__(
         self,
@@ -124,22 +124,20 @@ class GradientMatching(Objective):
             )
         if distance not in DISTANCES:
             raise unknown("objective.distance", str(distance), DISTANCES)
-        self.real, self.network, self.streams = real, network.requires_grad_(True), streams
+        self.real, self.streams = real, streams
         self.augment = augment if siamese else Augment([])
         self.compute, self.ranks = compute or Compute(), ranks
+        self.network = (on_tiles(network) if self.compute.tiled else network).requires_grad_(True)
         self.outer_loop, self.inner_loop = outer_loop, inner_loop
         self.batch_real, self.batch_train, self.lr_net = batch_real, batch_train, lr_net
         self.classes = len(real.counts())
         self.size = (real.shape[1], real.shape[2])
         self.dtype = next(network.parameters()).dtype
         self.distance = DISTANCES[distance]
-        gradient = parameter_gradient(network, siamese, self.compute.memory_format)
+        gradient = parameter_gradient(self.network, siamese, self.compute.memory_format)
         self._members = OfLabels(_members)
         self.lanes = lanes(real.device)
-        self._gradient = self._real_gradient = self.compute.program(_in(self.dtype, gradient))
-        if self.compute.tiled and not network.batch_statistics:  # whose mode changes on the way
-            tiled = parameter_gradient(on_tiles(network), siamese, self.compute.memory_format)
-            self._real_gradient = self.compute.program(_in(self.dtype, tiled))
+        self._gradient = self.compute.program(_in(self.dtype, gradient))
         self._match = self.compute.program(_pixel_gradient(gradient, self.distance))
         self._pull_back = self.compute.program(_pixel_gradient(gradient, inner_product))
 
@@ -235,7 +233,7 @@ class GradientMatching(Objective):
                 for place, (label, batch) in enumerate(some):
                     with lane(place):
                         of_real, of_set = (self._reader(seen, label, drawn) for seen in (self.real, synthetic))
-                        target = self._mean_gradient(self._real_gradient, low_state, of_real, batch)
+                        target = self._mean_gradient(low_state, of_real, batch)
                         found.append(self._matched(state, of_set, members[label], target))
             for pieces, distance in found:
                 loss += distance
@@ -255,7 +253,7 @@ class GradientMatching(Objective):
             if len(pieces) == 1:
                 pixels, distance = self._match(target, *state, *read(index))
                 return iter([(index, pixels)]), distance
-            ours = self._mean_gradient(self._gradient, state, read, index)
+            ours = self._mean_gradient(state, read, index)
             other, distance = grad_and_value(self.distance)(ours, target)
 
         def pulled(piece: Tensor) -> tuple[Tensor, Tensor]:
@@ -266,14 +264,14 @@ class GradientMatching(Objective):
         return map(pulled, pieces), distance
 
     @torch.no_grad()
-    def _mean_gradient(self, program: Callable[..., Named], state: State, read: Reader, index: Tensor) -> Named:
+    def _mean_gradient(self, state: State, read: Reader, index: Tensor) -> Named:
         """Gradient of the mean cross-entropy of the images at ``index``, by parameter."""
         first, *rest = self.compute.pieces(index)
-        total: Named = program(*state, *read(first))
+        total: Named = self._gradient(*state, *read(first))
         if rest:
             total = {name: gradient * (len(first) / len(index)) for name, gradient in total.items()}
         for piece in rest:
-            for name, gradient in program(*state, *read(piece)).items():
+            for name, gradient in self._gradient(*state, *read(piece)).items():
                 total[name].add_(gradient, alpha=len(piece) / len(index))
         return total
 

@@ -64,7 +64,7 @@ class PrivateDistributionMatching(Objective):
         network: As for ``DistributionMatching``, without batch statistics.
         augment: Likewise.
         streams: Source of the networks and augmentations.
-        compute: Precision, compilation and chunk.
+        compute: As for ``DistributionMatching``.
         ranks: One process only: noise drawn by several would not be that of the guarantee.
         batch_real: Real images expected a class and episode. All join where it exceeds the images there are.
         clip: Longest distance from the synthetic mean that counts, C; longer ones are shortened to it.
@@ -73,7 +73,6 @@ class PrivateDistributionMatching(Objective):
     """
 
     private: ClassVar[bool] = True
-    tiles: ClassVar[bool] = True
 
     def __init__(
         self,

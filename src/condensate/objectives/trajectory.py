@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from condensate.augment import Augment, Numbers
 from condensate.compute import Compute, parts, uploaded
 from condensate.errors import UserError
 from condensate.experts import Trajectories
-from condensate.networks import Network
+from condensate.networks import Network, on_tiles
 from condensate.objectives.base import Layers, Objective, Room, Work
 from condensate.objectives.programs import Named, inner_product, parameter_gradient, plain, squared_distance
 from condensate.ranks import ALONE, Ranks
@@ -77,7 +77,7 @@ class TrajectoryMatching(Objective):
         network: Its parameters are not used; its type is that of the computation.
         augment: Drawn anew for every batch, one operator a batch, its parameters per image (not siamese).
         streams: Source of the start epochs, batches and augmentations.
-        compute: Compilation and chunk. Everything is computed in the network's own precision.
+        compute: Compilation, tiles and chunk. Everything is computed in the network's own precision.
         ranks: Which of several processes this is.
         syn_steps: Steps of the student.
         expert_epochs: Epochs of the expert that they stand for.
@@ -87,7 +87,8 @@ class TrajectoryMatching(Objective):
         step_size: The learning rate a of the student before the first episode; see condense.lr_step.
     """
 
-    matches_experts = True
+    matches_experts: ClassVar[bool] = True
+    tiling: ClassVar[int] = 3
 
     def __init__(
         self,
@@ -122,6 +123,7 @@ class TrajectoryMatching(Objective):
         self.syn_steps, self.expert_epochs, self.max_start_epoch = syn_steps, expert_epochs, max_start_epoch
         self.batch_syn, self.experts_per_step = batch_syn, experts_per_step
         self.own = ranks.share(range(experts_per_step))
+        network = on_tiles(network) if self.compute.tiled else network
         replace_all_batch_norm_modules_(network)  # in place: batch statistics always, and no buffers
         self.network = network.requires_grad_(True).train()
         self.chunk = None if network.batch_statistics else self.compute.chunk
