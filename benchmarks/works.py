@@ -92,14 +92,14 @@ class Bench:
         labels = class_major(classes, each)
         return from_arrays(images, labels, images[:classes], labels[::each]).to(self.device)
 
-    def computes(self, low: bool = True, shape: Shape = (3, 32, 32), tiles: bool = False) -> dict[str, Compute]:
-        """Our ways: compiled where that is possible, also with bfloat16 for what needs no gradient to the pixels.
+    def computes(self, low: bool = True, shape: Shape = (3, 32, 32)) -> dict[str, Compute]:
+        """Our ways: compiled where that is possible, also wide networks on tiles on a CPU.
 
-        Where there are ``tiles``, a CPU also takes wide networks on them.
+        And with bfloat16 for what needs no gradient to the pixels, where any of it may be ``low``.
         """
         compiled, pixels = can_compile(self.device), shape[1] * shape[2]
         names = {"float32": ("float32", "never")}
-        if tiles and compiled and self.device.type == "cpu" and self.width >= LEAST_CHANNELS:
+        if compiled and self.device.type == "cpu" and self.width >= LEAST_CHANNELS:
             names["float32 on tiles"] = ("float32", "always")
         if low and has_bfloat16(self.device):
             names["bfloat16"] = ("bfloat16", "never")
@@ -107,7 +107,7 @@ class Bench:
 
         def how(precision: Any, when: Any) -> Compute:
             asked = ComputeOptions("always" if compiled else "never", precision, when)
-            return asked.resolve(self.device, 0.0, pixels, tiles=2 if tiles else None)
+            return asked.resolve(self.device, 0.0, pixels, tiles=2)
 
         return {f"ours, {name}{said}": how(*given) for name, given in names.items()}
 
@@ -187,9 +187,7 @@ def dm(bench: Bench, shape: Shape, classes: int, ipc: int) -> Work:
         return DistributionMatching(data.train, bench.network(data), Augment(), streams, compute, batch_real=count)
 
     ways = {"published": Way(theirs)}
-    ways |= episodes(
-        bench, lambda: synthetic(bench, Pixels(classes * ipc, shape), data), matching, shape=shape, tiles=True
-    )
+    ways |= episodes(bench, lambda: synthetic(bench, Pixels(classes * ipc, shape), data), matching, shape=shape)
     real, made = classes * bench.batch_real, classes * ipc
     return Work(
         f"DM step, {_named(shape, classes)}, IPC {ipc}", ways, (real + 2 * made) * each, _moved(data, real, made)
@@ -209,7 +207,7 @@ def features(bench: Bench) -> Work:
             network.features(published.siamese(op, generator)(images[label * count : (label + 1) * count])).mean(0)
 
     ways = {"published": Way(plain)}
-    for name, compute in bench.computes(tiles=True).items():
+    for name, compute in bench.computes().items():
         matching = DistributionMatching(
             data.train, bench.network(data), Augment(), bench.streams(), compute, batch_real=count
         )
@@ -236,7 +234,7 @@ def dc(bench: Bench, ipc: int, augmented: bool) -> Work:
         )  # fmt: skip
 
     ways = {"published": Way(theirs)}
-    ways |= episodes(bench, lambda: synthetic(bench, Pixels(10 * ipc, data.shape), data), matching, 0.1, tiles=True)
+    ways |= episodes(bench, lambda: synthetic(bench, Pixels(10 * ipc, data.shape), data), matching, 0.1)
     real, made = 10 * bench.batch_real, 10 * ipc
     named = f"{'DSA' if augmented else 'DC'} matching step, CIFAR-10, IPC {ipc}"
     return Work(named, ways, (3 * real + 7 * made) * each, _moved(data, real, made))
@@ -290,7 +288,7 @@ def mtt(bench: Bench, ipc: int, steps: int, batch: int | None = None) -> Work:
         Streams(0)("published"), steps, batch,
     )  # fmt: skip
     ways = {"published": Way(theirs)}
-    ways |= episodes(bench, made, matching, 1e-3, low=False, tiles=True)
+    ways |= episodes(bench, made, matching, 1e-3, low=False)
     if steps <= 10 and bench.device.type == "cpu":
         ways["ours, not compiled"] = Way(episode(matching(Compute()), made(), 1e-3))
     moved = 2.0 * steps * sum(p.numel() * 4 for p in network.parameters())
@@ -333,7 +331,7 @@ def evaluation(bench: Bench, networks: int) -> Work:
         return Way(run, precision(str(compute.precision)), many // asked)
 
     ways = {"published": Way(plain, units=few // asked), "ours, float32, not compiled": one_by_one(Compute())}
-    ways |= {name: one_by_one(compute) for name, compute in bench.computes(tiles=True).items() if compute.compiled}
+    ways |= {name: one_by_one(compute) for name, compute in bench.computes().items() if compute.compiled}
     ways["ours, all together, not compiled"] = together(Compute())
     if bench.device.type == "cuda":
         ways["ours, all together"] = together(Compute(compiled=True))
@@ -367,7 +365,7 @@ def experts(bench: Bench, count: int) -> Work:
         }
         return Way(partial(fit, network, part, **given, **settings), units=epochs)
 
-    ways = {"published": Way(plain)} | {name: ours(how) for name, how in bench.computes(low=False, tiles=True).items()}
+    ways = {"published": Way(plain)} | {name: ours(how) for name, how in bench.computes(low=False).items()}
     return Work(f"expert, an epoch of {len(part)} images", ways, 3.0 * len(part) * each, float(images.nbytes))
 
 

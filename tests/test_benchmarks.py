@@ -110,13 +110,13 @@ def test_computes__name_what_they_are():
     assert next(iter(found)).startswith("ours, float32")
     for name, compute in found.items():
         assert ("bfloat16" in name) == (compute.precision == torch.bfloat16)
-        assert not compute.tiled
+        assert ("tiles" in name) == compute.tiled
         assert ("eager" in name) != compute.compiled
 
 
 def test_computes__on_tiles_where_networks_are_wide():
     pytest.importorskip("torch._inductor")
-    wide, narrow = (Bench(CPU, quick=quick).computes(tiles=True) for quick in (False, True))
+    wide, narrow = (Bench(CPU, quick=quick).computes() for quick in (False, True))
     tiled = [name for name, compute in wide.items() if compute.tiled]
     assert tiled == (["ours, float32 on tiles"] if can_compile(CPU) else [])
     assert not any(compute.tiled for compute in narrow.values())
