@@ -111,8 +111,8 @@ class ComputeOptions:
             device: Where the run computes.
             operations: Floating-point operations of the whole planned run.
             pixels: Of an image.
-            tiles: Layers that may go on tiles, see ``Compute``, as often as what compiling them takes is that of a
-                training step; None where none may.
+            tiles: How many layers may go on tiles, see ``Compute``, each counted as often as compiling it takes as long
+                as in a training step; None where none may.
             section: Of the recipe, whose keys are asked; errors name them.
 
         Raises:
