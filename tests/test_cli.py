@@ -24,6 +24,7 @@ from condensate import (
 )
 from condensate.cli import main
 from condensate.commands import Command
+from condensate.compute import can_compile
 from condensate.condensing import Condensation
 from condensate.sheets import shipped
 
@@ -113,6 +114,19 @@ def test_plan__says_images_numbers_bytes_time_and_memory(capsys):
         assert row in text
     assert main(["plan", "cifar10-lodm-ipc1", "--network.width", "16"]) == 0  # no data at hand
     assert "122,880 of 122,880" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="no C++ compiler")
+@pytest.mark.parametrize(
+    ("tiles", "said", "longer"), [("always", ", wide", "few minutes"), ("never", "", "minute or two")]
+)
+def test_plan__says_what_is_compiled_and_how_long_that_takes(tiles: str, said: str, longer: str, capsys):
+    asked = ["--network.width", "64", "--compute.compile", "always", "--compute.tiles", tiles]
+    assert main(["plan", "digits-lodm", *asked]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"compiled{said}" in text
+    assert ("tiles" in text) == bool(said)
+    assert f"compiling takes a {longer} more" in text
 
 
 def test_run__ends_with_table_picture_and_folder(capsys, tmp_path):

@@ -34,6 +34,7 @@ LANES = 8  # of a GPU, for what keeps it idle alone
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WHEN = ("auto", "always", "never")
+ON_TILES = ", wide convolutions on tiles"  # said of compiled programs
 
 
 @dataclass(frozen=True)
@@ -270,6 +271,11 @@ def _tiles_gain() -> bool:
     """Whether this CPU is of the kind on which convolutions on tiles were measured to be faster."""
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx2") and not capabilities.get("avx512_f"))
+
+
+def compiling_takes(tiled: bool) -> str:
+    """How much longer a run takes for compiling its programs, in words."""
+    return "a few minutes" if tiled else "a minute or two"
 
 
 def can_compile(device: torch.device) -> bool:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from condensate import assemble, settling
 from condensate.atomic import replacing
+from condensate.compute import compiling_takes
 from condensate.data import ImageData
 from condensate.errors import UserError
 from condensate.loop import Progress, condense
@@ -101,7 +102,7 @@ class Condensation:
         self.say_who_waits(len(synthetic))
         if compute.compiled and start < options.episodes:
             torch._dynamo.reset()  # a study condenses many times, and a process may compile a program a few times only
-            longer = "a few minutes" if compute.tiled else "a minute or two"
+            longer = compiling_takes(compute.tiled)
             display.say(f"compiling: the first episode takes {longer} longer, the others half as long")
         logged = self.folder / "log.jsonl" if self.session.ranks.first else Path(os.devnull)
         with logged.open("a") as log, display.work(f"{self.title}: condense", options.episodes, start) as step:

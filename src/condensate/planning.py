@@ -36,7 +36,8 @@ class Plan:
         bytes: Of the stored tensors.
         budget_bytes: What was allowed.
         compiled: Whether the run compiles its programs.
-        precision: Of what carries no gradient to the images, in words.
+        tiled: Whether their wide convolutions go on tiles.
+        precision: Of what carries no gradient to the images.
         condense_seconds: Of all episodes, from this machine's measured rates; compilation apart.
         evaluate_seconds: Of all networks.
         memory_bytes: Of images and activations at the peak, beside what PyTorch itself takes.
@@ -53,6 +54,7 @@ class Plan:
     bytes: int
     budget_bytes: int
     compiled: bool
+    tiled: bool
     precision: str
     condense_seconds: float
     evaluate_seconds: float
@@ -136,7 +138,8 @@ def _plan(recipe: Recipe, device: torch.device) -> Plan:
         bytes=cost.bits // 8 + 4 * labels,
         budget_bytes=recipe.budget.bits(classes, shape) // 8,
         compiled=settled["compute"]["compile"] == "always",
-        precision=settled["compute"]["precision"] + " on tiles" * (settled["compute"]["tiles"] == "always"),
+        tiled=settled["compute"]["tiles"] == "always",
+        precision=settled["compute"]["precision"],
         condense_seconds=_condense_seconds(recipe, classes, images, rates),
         evaluate_seconds=_evaluate_seconds(settled, shape, classes, images, rates, device),
         memory_bytes=lasting + max(condensing, scoring),

@@ -6,7 +6,7 @@ import warnings
 import torch
 
 from condensate.assemble import networks_of
-from condensate.compute import PRECISIONS, WORTH_COMPILING, Compute, ComputeOptions
+from condensate.compute import ON_TILES, PRECISIONS, WORTH_COMPILING, Compute, ComputeOptions
 from condensate.errors import UserError
 from condensate.networks import NETWORKS, Network, forward_operations, tileable
 from condensate.objectives import OBJECTIVES
@@ -16,9 +16,6 @@ from condensate.recipe import Evaluate, Recipe, Values
 TRAINED_BY = ("compile", "precision", "tiles", "together")  # what of ``evaluate`` is settled
 TRAINING_BATCH = 256  # images a step of a network that scores, as published
 FILLS_A_GPU = 4096  # images of 32x32, or as many pixels, a step of all networks that are trained together there
-
-
-_ON_TILES = ", wide convolutions on tiles"
 
 
 def settle_compute(recipe: Recipe, shape: Shape, classes: int, images: int, device: torch.device) -> Recipe:
@@ -32,7 +29,7 @@ def why_compiled(recipe: Recipe, shape: Shape, classes: int, images: int, device
     """What ``settle_compute`` chooses and why, in words; None where the recipe says it."""
     work = condensing_operations(recipe, shape, classes, images)
     why = ComputeOptions(**recipe["compute"]).why(device, work)
-    return why and why + _ON_TILES * _resolved(recipe, shape, device, work).tiled
+    return why and why + ON_TILES * _resolved(recipe, shape, device, work).tiled
 
 
 def _resolved(recipe: Recipe, shape: Shape, device: torch.device, work: float) -> Compute:
@@ -87,7 +84,7 @@ def why_training_compiled(
         return None
     why = _asked(recipe.evaluate).why(device, work)
     tiled = settle_training(recipe, shape, classes, images, device, full=full).evaluate.tiles == "always"
-    return why and why + _ON_TILES * tiled
+    return why and why + ON_TILES * tiled
 
 
 def _training_operations(recipe: Recipe, shape: Shape, classes: int, images: int, full: bool) -> float:

@@ -3,6 +3,7 @@
 import argparse
 
 from condensate.commands.base import Command, chosen_device, machine_options, read_recipe, recipe_option
+from condensate.compute import ON_TILES, compiling_takes
 from condensate.console import duration, show_table, size
 from condensate.planning import ExpertPlan, plan
 from condensate.recipe import Values
@@ -16,7 +17,7 @@ def _plan_options(parser: argparse.ArgumentParser) -> None:
 def _plan(options: argparse.Namespace, keys: Values) -> None:
     recipe, _ = read_recipe(options.recipe, keys)
     expected = plan(recipe, chosen_device(options.device))
-    how = "compiled" if expected.compiled else "eager"
+    how = "compiled" + ON_TILES * expected.tiled if expected.compiled else "eager"
     if expected.experts is None:
         how += f", what carries no gradient to the images in {expected.precision}"
     rows = [
@@ -35,9 +36,8 @@ def _plan(options: argparse.Namespace, keys: Values) -> None:
     ]
     show_table(f"{recipe.name}, the main row", ["", "expected"], rows)
     if expected.compiled:
-        print(
-            "Times are within a factor of two, from eager rates of this machine; compiling takes a minute or two more."
-        )
+        more = compiling_takes(expected.tiled)
+        print(f"Times are within a factor of two, from eager rates of this machine; compiling takes {more} more.")
 
 
 def _expert_rows(experts: ExpertPlan | None) -> list[list[str]]:
