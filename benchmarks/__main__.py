@@ -24,7 +24,7 @@ from benchmarks import pages
 from benchmarks.measure import copy_rate, matrix_rate, measure, show_fused, warm
 from benchmarks.plans import PLANS, check
 from benchmarks.works import QUICK, WORKS, Bench
-from condensate.compute import has_bfloat16
+from condensate.capabilities import has_bfloat16
 from condensate.console import show_table, size
 from condensate.records import environment
 

@@ -37,7 +37,8 @@ from condensate import (
     load,
     load_data,
 )
-from condensate.compute import ComputeOptions, can_compile, has_bfloat16
+from condensate.capabilities import can_compile, has_bfloat16
+from condensate.compute import ComputeOptions
 from condensate.examples import Held
 from condensate.networks import forward_operations
 from condensate.networks.tiled import LEAST_CHANNELS

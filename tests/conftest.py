@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,3 +50,19 @@ def toy_data() -> ImageData:
         return pixels.round().clamp(0, 255).to(torch.uint8), labels
 
     return from_arrays(*draw(20), *draw(10), classes=("across", "down", "checks"), name="toy")
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets which compilers are installed and what the processor can do; Triton is there."""
+    monkeypatch.setattr("condensate.capabilities.find_spec", lambda name: name)
+    monkeypatch.setattr("condensate.capabilities.sys.platform", "linux")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.delenv("CXX", raising=False)
+
+    def set_(compilers: tuple[str, ...] = ("gcc", "g++"), **capabilities: bool) -> None:
+        monkeypatch.setattr("condensate.capabilities.shutil.which", lambda name: name if name in compilers else None)
+        monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities)
+
+    set_()
+    return set_

@@ -20,7 +20,7 @@ from benchmarks import pages, plans, published, scaling, works
 from benchmarks.measure import AROUND, KINDS, Way, Work, measure, peak_bytes, resident, shares, warm
 from benchmarks.works import QUICK, WORKS, Bench
 from condensate import Augment, Compute, ImageData, Streams, build_network
-from condensate.compute import can_compile
+from condensate.capabilities import can_compile
 
 CPU = torch.device("cpu")
 

@@ -22,9 +22,9 @@ from condensate import (
     load_data,
     scoring,
 )
+from condensate.capabilities import can_compile
 from condensate.cli import main
 from condensate.commands import Command
-from condensate.compute import can_compile
 from condensate.condensing import Condensation
 from condensate.sheets import shipped
 

@@ -12,9 +12,6 @@ from condensate.compute import (
     WORTH_COMPILING,
     WORTH_TILING,
     ComputeOptions,
-    can_compile,
-    has_bfloat16,
-    lacking,
     parts,
 )
 from condensate.networks import NETWORKS
@@ -35,22 +32,6 @@ WORTH, TILING = WORTH_COMPILING["cpu"], WORTH_TILING
 AVX2 = {"avx2": True, "avx512_f": False}
 
 
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Sets which compilers are installed and what the processor can do; Triton is there."""
-    monkeypatch.setattr("condensate.compute.find_spec", lambda name: name)
-    monkeypatch.setattr("condensate.compute.sys.platform", "linux")
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.delenv("CXX", raising=False)
-
-    def set_(compilers: tuple[str, ...] = ("gcc", "g++"), **capabilities: bool) -> None:
-        monkeypatch.setattr("condensate.compute.shutil.which", lambda name: name if name in compilers else None)
-        monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities)
-
-    set_()
-    return set_
-
-
 @pytest.mark.parametrize(
     ("asked", "operations", "compilers", "compiled"),
     [
@@ -69,53 +50,6 @@ def test_compile__auto_needs_a_long_run_and_a_compiler(
 ):
     machine(compilers)
     assert ComputeOptions(compile=asked).resolve(CPU, operations).compiled == compiled
-
-
-@pytest.mark.parametrize(
-    ("device", "platform", "compilers", "variables", "words"),
-    [
-        (CPU, "linux", ("g++",), {}, None),
-        (CPU, "linux", ("clang++", "c++"), {}, "C++ compiler, and g++ is not found; install g++"),
-        (CPU, "darwin", ("clang++",), {}, None),
-        (CPU, "win32", ("cl",), {}, None),
-        (CPU, "linux", ("clang++",), {"CXX": "clang++"}, None),
-        (CPU, "linux", ("g++",), {"CXX": "icpx"}, "C++ compiler, and CXX=icpx is not found; correct CXX"),
-        (CUDA, "linux", ("gcc",), {}, None),
-        (CUDA, "linux", ("clang",), {}, None),
-        (CUDA, "linux", ("g++", "cc"), {}, "a C compiler, and gcc or clang is not found; install gcc"),
-        (CUDA, "linux", ("tcc",), {"CC": "tcc"}, None),
-        (CUDA, "linux", ("gcc",), {"CC": "tcc"}, "a C compiler, and CC=tcc is not found; correct CC"),
-    ],
-)
-def test_lacking__looks_where_pytorch_looks(
-    machine: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    device: torch.device,
-    platform: str,
-    compilers: tuple[str, ...],
-    variables: dict[str, str],
-    words: str | None,
-):
-    machine(compilers)
-    monkeypatch.setattr("condensate.compute.sys.platform", platform)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    said = lacking(device)
-    assert can_compile(device) == (said is None) == (words is None)
-    assert words is None or (said is not None and said.endswith(words))
-
-
-def test_lacking__a_gpu_without_triton__says_so(machine: Any, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("condensate.compute.find_spec", lambda name: None)
-    assert lacking(CUDA) == "Triton, which is not installed; pip install triton"
-    assert lacking(CPU) is None
-
-
-@pytest.mark.skipif(not can_compile(CPU), reason="no C++ compiler")
-def test_lacking__of_this_machine__is_what_pytorch_says():
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    assert get_cpp_compiler()
 
 
 @pytest.mark.parametrize("device", [CPU, CUDA], ids=str)
@@ -222,17 +156,20 @@ def test_tiles__auto_where_it_is_known_to_be_faster_and_won_back(
 
 
 @pytest.mark.parametrize(
-    ("asked", "device", "tiles"),
+    ("asked", "device", "tiles", "why"),
     [
-        ({"compile": "never"}, CPU, 2),
-        ({"compile": "always"}, CUDA, 2),
-        ({"compile": "always"}, CPU, None),
-        ({"precision": "bfloat16"}, CPU, 2),
+        ({"compile": "never"}, CPU, 2, "evaluate.compile is never"),
+        ({"compile": "always"}, CUDA, 2, "the device is cuda"),
+        ({"compile": "always"}, CPU, None, "evaluate.together trains several at once"),
+        ({"precision": "bfloat16"}, CPU, 2, "evaluate.precision is bfloat16"),
+        ({"compile": "never", "precision": "bfloat16"}, CPU, 2, "evaluate.compile is never, evaluate.precision is bfl"),
     ],
     ids=str,
 )
-def test_tiles__always_where_nothing_can_be_on_any__refused(machine: Any, asked: Any, device: Any, tiles: Any):
-    with pytest.raises(UserError, match=r"evaluate.tiles always is for compiled float32 .* here leave it at auto"):
+def test_tiles__always_where_nothing_can_be_on_any__says_why(
+    machine: Any, asked: Any, device: Any, tiles: Any, why: str
+):
+    with pytest.raises(UserError, match=rf"evaluate.tiles always is for compiled float32 .* but {why}.* at auto"):
         ComputeOptions(**asked, tiles="always").resolve(device, 0.0, tiles=tiles, section="evaluate")
 
 
@@ -311,16 +248,6 @@ def test_check_training__tiles_always_where_nothing_can_be__refused(machine: Any
     for asked in ({"compile": "never"}, {"together": 2}, {"precision": "bfloat16"}):
         with pytest.raises(UserError, match=r"evaluate\.tiles always is for"):
             check_training(resolve("cifar10-dm-ipc1", {"evaluate": {"tiles": "always"} | asked}), CPU)
-
-
-@pytest.mark.parametrize("native", [True, False])
-def test_has_bfloat16__on_cuda_does_not_count_emulation(native: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: native or including_emulation)
-    assert has_bfloat16(CUDA) == native
-
-
-def test_has_bfloat16__answers_on_this_machine():
-    assert isinstance(has_bfloat16(CPU), bool)
 
 
 @pytest.mark.parametrize("chunk", [0, -64])

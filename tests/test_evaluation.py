@@ -23,7 +23,8 @@ from condensate import (
     evaluation,
     fit,
 )
-from condensate.compute import Compute, can_compile
+from condensate.capabilities import can_compile
+from condensate.compute import Compute
 from condensate.examples import Examples, Held
 from condensate.together import Together
 from condensate.training import accuracy

@@ -9,7 +9,7 @@ ROOT = Path(condensate.__file__).parent
 
 LAYERS = [
     {"errors", "ending"},
-    {"atomic"},
+    {"atomic", "capabilities", "lanes"},
     {"streams", "whitening", "ranks", "recording", "compute"},
     {"augment", "classic", "networks"},
     {"examples", "together"},

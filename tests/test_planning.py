@@ -69,6 +69,21 @@ def test_plan__compiled_training__pieces_but_of_batch_statistics():
     assert saved("batch") == 0
 
 
+@pytest.mark.parametrize(
+    ("condensing", "scoring", "more"),
+    [("never", "never", (0, 0)), ("always", "never", (1, 1)), ("never", "always", (0, 1))],
+)
+def test_plan__on_tiles__takes_more_from_there_on(condensing: str, scoring: str, more: tuple[int, int]):
+    def peaked(of_condensing: str, of_scoring: str) -> tuple[int, int]:
+        compute = {"compile": "always", "precision": "float32", "tiles": of_condensing}
+        evaluate = {"compile": "always", "precision": "float32", "tiles": of_scoring}
+        recipe = resolve("cifar10-dm-ipc10", {"network": {"width": 64}, "compute": compute, "evaluate": evaluate})
+        return peaks.peaks(recipe, (3, 32, 32), 10, 100, 100, 32, torch.device("cpu"))
+
+    found = zip(peaked(condensing, scoring), peaked("never", "never"), strict=True)
+    assert tuple((tiled - direct) // peaks.TILES_BYTES for tiled, direct in found) == more
+
+
 def test_plan__images_of_any_size__training_and_scoring_take_no_more(monkeypatch):
     """So many pixels go through a network at once, whatever an image has of them."""
     monkeypatch.setattr(peaks, "SCRATCH_BYTES", 0)

@@ -21,7 +21,7 @@ from condensate import (
     from_arrays,
     load_data,
 )
-from condensate.compute import can_compile
+from condensate.capabilities import can_compile
 
 pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from condensate import Augment, ClassicAugment, ImageData, Network, build_network, fit
-from condensate.compute import Compute, can_compile
+from condensate.capabilities import can_compile
+from condensate.compute import Compute
 from condensate.examples import Examples, Held
 from condensate.networks import TiledConvolution
 from condensate.together import Together

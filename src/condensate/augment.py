@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from condensate.compute import lanes
 from condensate.errors import UserError, unknown
+from condensate.lanes import lanes
 
 OPS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 

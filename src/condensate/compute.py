@@ -1,18 +1,14 @@
 """Which programs run: compiled or not, and in which precision what needs no gradient is computed."""
 
-import os
-import shutil
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
-from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from condensate.capabilities import has_bfloat16, lacking, tiles_gain
 from condensate.errors import UserError, unknown
 
 # Compiling a step takes half a minute to a minute and halves it; below this many operations in the whole run it does
@@ -29,8 +25,6 @@ WORTH_TILING = 1e13
 CHUNK = 64
 PIXELS_ON_GPU = 4096 * 32 * 32
 CACHED_BYTES = 128 * 1024
-
-LANES = 8  # of a GPU, for what keeps it idle alone
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WHEN = ("auto", "always", "never")
@@ -131,11 +125,11 @@ class ComputeOptions:
         precision = PRECISIONS.get(self.precision)
         if precision is None:
             precision = torch.bfloat16 if has_bfloat16(device) else torch.float32
-        can_be = tiles is not None and self.compile != "never" and device.type == "cpu" and precision == torch.float32
-        if self.tiles == "always" and not can_be:
+        against = self._against_tiles(device, precision, section, tiles is not None)
+        if self.tiles == "always" and against:
             raise UserError(
                 f"{section}.tiles always is for compiled float32 programs on a CPU, networks that score trained one by "
-                "one (evaluate.together 1); here leave it at auto"
+                f"one, but {', '.join(against)}: change that, or leave tiles at auto"
             )
         chunk = self.chunk
         if chunk is None:
@@ -143,12 +137,22 @@ class ComputeOptions:
         if chunk < 1:
             raise UserError(f"{section}.chunk must be at least 1, got {chunk}")
         compiled = self.compile == "always" or (self.compile == "auto" and _compiles(device, operations)[0])
-        tiled = compiled and can_be and self._tiled(operations, tiles or 0)
+        tiled = compiled and not against and self._tiled(operations, tiles or 0)
         return Compute(compiled, precision, chunk, cached(device, pixels, precision) if compiled else None, tiled)
+
+    def _against_tiles(self, device: torch.device, precision: torch.dtype, section: str, apart: bool) -> list[str]:
+        """What keeps all convolutions from tiles, in words."""
+        reasons = {
+            f"{section}.compile is never": self.compile == "never",
+            f"the device is {device.type}": device.type != "cpu",
+            f"{section}.precision is {str(precision).removeprefix('torch.')}": precision != torch.float32,
+            f"{section}.together trains several at once": not apart,
+        }
+        return [reason for reason, holds in reasons.items() if holds]
 
     def _tiled(self, operations: float, layers: int) -> bool:
         """Whether so many layers go on tiles where they can be."""
-        worth = operations >= WORTH_TILING * layers and _tiles_gain()
+        worth = operations >= WORTH_TILING * layers and tiles_gain()
         return layers > 0 and (self.tiles == "always" or (self.tiles == "auto" and worth))
 
     def why(self, device: torch.device, operations: float) -> str | None:
@@ -168,52 +172,6 @@ def uploaded(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=device.type == "cuda")
-
-
-class Lanes:
-    """Streams of a GPU, for work that does not wait for one another; elsewhere one, which is the usual one.
-
-        with lanes as lane:  # the work before is done first
-            for place, own in enumerate(several):
-                with lane(place):
-                    ...
-        # from here on what all lanes made can be used
-
-    What a lane gives must be held until all are left, for its memory is taken again by what comes next on that lane.
-
-    Args:
-        count: How many, on a GPU.
-        device: Of the work.
-    """
-
-    def __init__(self, count: int, device: torch.device) -> None:
-        several = device.type == "cuda" and torch.cuda.is_available()
-        self._device = device
-        self._streams = [torch.cuda.Stream(device) for _ in range(count)] if several else []
-
-    def __len__(self) -> int:
-        """How many there are."""
-        return max(1, len(self._streams))
-
-    def __enter__(self) -> Callable[[int], AbstractContextManager[object]]:
-        """Begin on all lanes."""
-        for stream in self._streams:
-            stream.wait_stream(torch.cuda.current_stream(self._device))
-        return self._lane
-
-    def __exit__(self, *_: object) -> None:
-        """Go on when all lanes are done."""
-        for stream in self._streams:
-            torch.cuda.current_stream(self._device).wait_stream(stream)
-
-    def _lane(self, place: int) -> AbstractContextManager[object]:
-        return torch.cuda.stream(self._streams[place % len(self)]) if self._streams else nullcontext()
-
-
-@cache
-def lanes(device: torch.device) -> Lanes:
-    """The lanes of a device."""
-    return Lanes(LANES, device)
 
 
 def parts(count: int, chunk: int) -> int:
@@ -246,46 +204,6 @@ def like_convolutions() -> Iterator[None]:
         products.fp32_precision = before
 
 
-def lacking(device: torch.device) -> str | None:
-    """What ``torch.compile`` needs and does not find on this machine, and how to get it; None where it finds all.
-
-    It looks where PyTorch looks: on a CPU for ``$CXX`` or else the system's C++ compiler, under its usual name alone;
-    on a GPU for Triton, which builds its launchers with ``$CC``, gcc or clang.
-    """
-    if device.type == "cuda":
-        if find_spec("triton") is None:
-            return "Triton, which is not installed; pip install triton"
-        variable, kind, usual = "CC", "C", ["gcc", "clang"]
-    else:
-        variable, kind, usual = "CXX", "C++", [{"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")]
-    named = os.environ.get(variable)
-    if named is None:
-        found = any(shutil.which(name) for name in usual)
-        return None if found else f"a {kind} compiler, and {' or '.join(usual)} is not found; install {usual[0]}"
-    return (
-        None if shutil.which(named) else f"a {kind} compiler, and {variable}={named} is not found; correct {variable}"
-    )
-
-
-def _tiles_gain() -> bool:
-    """Whether this CPU is of the kind on which convolutions on tiles were measured to be faster."""
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx2") and not capabilities.get("avx512_f"))
-
-
 def compiling_takes(tiled: bool) -> str:
     """How much longer a run takes for compiling its programs, in words."""
     return "a few minutes" if tiled else "a minute or two"
-
-
-def can_compile(device: torch.device) -> bool:
-    """Whether ``torch.compile`` has what it needs on this machine."""
-    return lacking(device) is None
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 runs on instructions of its own there, not emulated."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))

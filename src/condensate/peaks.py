@@ -15,6 +15,7 @@ from condensate.training import scored_at_once
 
 SCRATCH_BYTES = 100 * 2**20  # what libraries take once they are used, whatever the work
 COMPILER_BYTES = 64 * 2**20  # what torch.compile keeps of the programs it has made
+TILES_BYTES = 48 * 2**20  # and of those on tiles, which are longer and hold their sums, so much more
 
 
 def peaks(
@@ -40,9 +41,12 @@ def peaks(
     matched, used = room.activations, SCRATCH_BYTES
     if compute.compiled:
         matched, used = matched / 2, SCRATCH_BYTES + COMPILER_BYTES
+    condensing = used + TILES_BYTES * compute.tiled + matched + room.lasting
+    on_tiles = compute.tiled or recipe.evaluate.tiles == "always"
     held = images * layers.image if images * layers.image <= HELD_BYTES else 0
     scored = 2 * layers.largest * scored_at_once(shape)
-    return int(used + matched + room.lasting), int(used + held + max(layers.every * trained, scored))
+    scoring = used + TILES_BYTES * on_tiles + held + max(layers.every * trained, scored)
+    return int(condensing), int(scoring)
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from condensate import (
     condense,
     from_arrays,
 )
-from condensate.compute import can_compile
+from condensate.capabilities import can_compile
 from condensate.data import measure
 from condensate.networks import TiledConvolution
 from condensate.parameterizations import Parameterization

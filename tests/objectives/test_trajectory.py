@@ -23,7 +23,7 @@ from condensate import (
     class_major,
     condense,
 )
-from condensate.compute import can_compile
+from condensate.capabilities import can_compile
 from condensate.networks import TiledConvolution
 from condensate.parameterizations import Parameterization
 from tests.launches import Launches

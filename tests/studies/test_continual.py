@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from condensate import LowRank, Streams, UserError, assemble, cli, condensing, load, load_data, report, runs
-from condensate.compute import can_compile
+from condensate.capabilities import can_compile
 from condensate.console import Display
 from condensate.continual import load_memory
 from condensate.evaluation import train_networks

@@ -8,9 +8,10 @@ from condensate.data import cache, sources
 from condensate.data.archive import Stored, stored
 from condensate.data.contents import Contents, as_images, check_labels
 from condensate.data.decoding import decode
+from condensate.data.imagedata import ImageData
 from condensate.data.raw import RawImages, measure
 from condensate.data.sources import KNOWN, Known
-from condensate.data.splits import ImageData, Split
+from condensate.data.splits import Split
 from condensate.errors import UserError
 from condensate.whitening import fit
 

@@ -11,10 +11,11 @@ from torch.func import grad_and_value
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from condensate.augment import Augment, Transform
-from condensate.compute import Compute, lanes
+from condensate.compute import Compute
 from condensate.data import Split
 from condensate.errors import UserError, unknown
 from condensate.examples import Examples, Held
+from condensate.lanes import lanes
 from condensate.networks import Network, on_tiles
 from condensate.objectives.base import Layers, Objective, OfLabels, Room, Work, check_alike
 from condensate.objectives.programs import Named, inner_product, parameter_gradient, plain, squared_distance
