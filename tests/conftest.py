@@ -18,9 +18,10 @@ settings.load_profile("condensate")
 
 @pytest.fixture(scope="session", autouse=True)
 def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One thread, and a cache of decoded data that is not the user's."""
+    """One thread, here and in programs that are started, and a cache of decoded data that is not the user's."""
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("CONDENSATE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 

@@ -9,7 +9,7 @@ from condensate import assemble, settling
 from condensate.compute import PRECISIONS
 from condensate.data import KNOWN, ImageData, look
 from condensate.data.disk import AHEAD
-from condensate.networks import NETWORKS, forward_operations
+from condensate.networks import outline
 from condensate.objectives import OBJECTIVES
 from condensate.objectives.trajectory import last_epoch
 from condensate.parameterizations import PARAMETERIZATIONS, Shape
@@ -203,8 +203,6 @@ def _data(recipe: Recipe) -> tuple[Shape, int, int, ImageData | None]:
 
 def _evaluated_work(recipe: Recipe, shape: Shape, classes: int) -> float:
     """Operations of one network of each kind that scores, in those of the recipe's own."""
-    own = forward_operations(NETWORKS[recipe["network"]["name"]](shape, classes, **recipe.options("network")), shape)
+    own = outline(recipe["network"]["name"], shape, classes, **recipe.options("network")).operations
     networks = assemble.networks_of(recipe, shape, classes)
-    return sum(
-        forward_operations(NETWORKS[name](shape, classes, **options), shape) / own for _, name, options in networks
-    )
+    return sum(outline(name, shape, classes, **options).operations / own for _, name, options in networks)

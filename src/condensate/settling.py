@@ -8,7 +8,7 @@ import torch
 from condensate.assemble import networks_of
 from condensate.compute import ON_TILES, PRECISIONS, WORTH_COMPILING, Compute, ComputeOptions
 from condensate.errors import UserError
-from condensate.networks import NETWORKS, Network, forward_operations, tileable
+from condensate.networks import Outline, outline
 from condensate.objectives import OBJECTIVES
 from condensate.parameterizations import Shape
 from condensate.recipe import Evaluate, Recipe, Values
@@ -33,8 +33,8 @@ def why_compiled(recipe: Recipe, shape: Shape, classes: int, images: int, device
 
 
 def _resolved(recipe: Recipe, shape: Shape, device: torch.device, work: float) -> Compute:
-    matched = NETWORKS[recipe["network"]["name"]](shape, 2, **recipe.options("network"))
-    tiles = OBJECTIVES[recipe["objective"]["name"]].tiling * tileable(matched)
+    matched = outline(recipe["network"]["name"], shape, 2, **recipe.options("network"))
+    tiles = OBJECTIVES[recipe["objective"]["name"]].tiling * matched.tileable
     return ComputeOptions(**recipe["compute"]).resolve(device, work, shape[1] * shape[2], tiles=tiles)
 
 
@@ -48,8 +48,8 @@ def condensing_operations(recipe: Recipe, shape: Shape, classes: int, images: in
     """Floating-point operations of all episodes."""
     matching = OBJECTIVES[recipe["objective"]["name"]]
     work = matching.planned(classes, images, **recipe.options("objective"))
-    own = NETWORKS[recipe["network"]["name"]](shape, classes, **recipe.options("network"))
-    return forward_operations(own, shape) * work.forwards * recipe.condense.episodes
+    own = outline(recipe["network"]["name"], shape, classes, **recipe.options("network"))
+    return own.operations * work.forwards * recipe.condense.episodes
 
 
 def settle_training(
@@ -65,7 +65,7 @@ def settle_training(
     if together is None:
         at_a_time = FILLS_A_GPU * 32 * 32 // (min(images, TRAINING_BATCH) * shape[1] * shape[2])
         together = 1 if device.type == "cpu" else min(options.repeats, max(1, at_a_time))
-    tiles = tileable(_first_pupil(recipe, shape, classes)) if together == 1 else None
+    tiles = _first_pupil(recipe, shape, classes).tileable if together == 1 else None
     resolved = _asked(options).resolve(device, work, tiles=tiles, section="evaluate")
     return recipe.with_values(evaluate={**_settled(resolved), "together": together})
 
@@ -91,13 +91,13 @@ def _training_operations(recipe: Recipe, shape: Shape, classes: int, images: int
     """Floating-point operations of all networks of the first kind that scores."""
     options = recipe.evaluate
     passes = options.repeats * (options.epochs_full if full else options.epochs) * images
-    return 3 * passes * forward_operations(_first_pupil(recipe, shape, classes), shape)
+    return 3 * passes * _first_pupil(recipe, shape, classes).operations
 
 
-def _first_pupil(recipe: Recipe, shape: Shape, classes: int) -> Network:
-    """A network of the first kind that scores, not initialised."""
+def _first_pupil(recipe: Recipe, shape: Shape, classes: int) -> Outline:
+    """Of the first kind of network that scores."""
     (_, registered, keywords), *_ = networks_of(recipe, shape, classes)
-    return NETWORKS[registered](shape, classes, **keywords)
+    return outline(registered, shape, classes, **keywords)
 
 
 def check_training(recipe: Recipe, device: torch.device) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from condensate import UserError
-from condensate.networks import LISTS, NETWORKS, VARIANTS, Network, build
+from condensate.networks import LISTS, NETWORKS, VARIANTS, Network, build, forward_operations, outline, tileable
 from condensate.networks.resnet import ResidualBlock
 from condensate.networks.vit import TransformerBlock
 
@@ -371,3 +371,19 @@ def test_reset__layers_are_uniform_within_the_root_of_the_fan_in(name: str):
             assert float(weight.var()) == pytest.approx(bound**2 / 3, rel=0.15)
             if module.bias is not None:
                 assert module.bias.detach().abs().max() <= bound
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_outline__is_that_of_what_is_built(name: str):
+    registered, options = NAMES[name]
+    found = outline(registered, COLOUR, 10, **options)
+    assert found == (forward_operations(built(name), COLOUR), tileable(built(name)))
+    assert outline(registered, list(COLOUR), 10, **dict(reversed(options.items()))) is found  # no second network
+
+
+def test_outline__what_cannot_be_built__is_refused():
+    for _ in range(2):  # what failed is not kept
+        with pytest.raises(UserError, match="unknown network"):
+            outline("convnets", COLOUR, 10)
+        with pytest.raises(UserError, match="too small"):
+            outline("vgg11", (3, 4, 4), 10)

@@ -5,7 +5,7 @@ import torch
 from condensate.augment import Augment
 from condensate.classic import ClassicAugment
 from condensate.errors import UserError, unknown
-from condensate.networks import LISTS, NETWORKS, VARIANTS, Network, build
+from condensate.networks import LISTS, NETWORKS, VARIANTS, Network, build, outline
 from condensate.parameterizations import Shape
 from condensate.recipe import Recipe, Values
 from condensate.training import Augmentation
@@ -36,7 +36,7 @@ def networks_of(recipe: Recipe, shape: Shape, classes: int) -> list[tuple[str, s
             else:
                 raise unknown("network", name, ["same", *NETWORKS, *VARIANTS, *LISTS])
             try:
-                NETWORKS[registered](shape, classes, **options)
+                outline(registered, shape, classes, **options)
             except UserError as error:
                 raise error if name == "same" else UserError(f"evaluate.networks: {name}: {error}") from error
             entry = (registered if name == "same" else name, registered, dict(options))

@@ -1,6 +1,7 @@
 """The networks that match features and are trained on the synthetic images: one family a file."""
 
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 
@@ -40,6 +41,33 @@ def build(name: str, shape: Shape, classes: int, generator: torch.Generator, **o
     return network
 
 
+class Outline(NamedTuple):
+    """What is known of a network before one is made for use.
+
+    Attributes:
+        operations: Floating-point operations of one image's way through it.
+        tileable: Its convolutions that ``on_tiles`` puts on tiles.
+    """
+
+    operations: float
+    tileable: int
+
+
+def outline(name: str, shape: Shape, classes: int, **options: Any) -> Outline:
+    """The outline of the network that ``build`` makes likewise; found once in a process.
+
+    Raises:
+        UserError: If there is no such network, or not for such images.
+    """
+    return _outline(name, tuple(shape), classes, tuple(sorted(options.items())))
+
+
+@cache
+def _outline(name: str, shape: Shape, classes: int, options: tuple[tuple[str, Any], ...]) -> Outline:
+    network: Network = choose(NETWORKS, name, "network")(shape, classes, **dict(options))
+    return Outline(forward_operations(network, shape), tileable(network))
+
+
 __all__ = [
     "ACTIVATIONS",
     "LISTS",
@@ -53,6 +81,7 @@ __all__ = [
     "ConvNet",
     "LeNet",
     "Network",
+    "Outline",
     "ResNet18",
     "Shape",
     "TiledConvolution",
@@ -60,5 +89,6 @@ __all__ = [
     "build",
     "forward_operations",
     "on_tiles",
+    "outline",
     "tileable",
 ]
