@@ -169,7 +169,7 @@ def test_tiles__auto_where_it_is_known_to_be_faster_and_won_back(
 def test_tiles__always_where_nothing_can_be_on_any__says_why(
     machine: Any, asked: Any, device: Any, tiles: Any, why: str
 ):
-    with pytest.raises(UserError, match=rf"evaluate.tiles always is for compiled float32 .* but {why}.* at auto"):
+    with pytest.raises(UserError, match=rf"evaluate.tiles is always, but {why}.*: tiles are .* at auto"):
         ComputeOptions(**asked, tiles="always").resolve(device, 0.0, tiles=tiles, section="evaluate")
 
 
@@ -246,7 +246,7 @@ def test_experts_compute__on_tiles_where_the_recipe_does_not_forbid_it(machine: 
 
 def test_check_training__tiles_always_where_nothing_can_be__refused(machine: Any):
     for asked in ({"compile": "never"}, {"together": 2}, {"precision": "bfloat16"}):
-        with pytest.raises(UserError, match=r"evaluate\.tiles always is for"):
+        with pytest.raises(UserError, match=r"evaluate\.tiles is always, but"):
             check_training(resolve("cifar10-dm-ipc1", {"evaluate": {"tiles": "always"} | asked}), CPU)
 
 

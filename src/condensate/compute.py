@@ -128,8 +128,8 @@ class ComputeOptions:
         against = self._against_tiles(device, precision, section, tiles is not None)
         if self.tiles == "always" and against:
             raise UserError(
-                f"{section}.tiles always is for compiled float32 programs on a CPU, networks that score trained one by "
-                f"one, but {', '.join(against)}: change that, or leave tiles at auto"
+                f"{section}.tiles is always, but {', '.join(against)}: tiles are for compiled float32 programs on a "
+                "CPU, where networks that score are trained one by one; change that, or leave tiles at auto"
             )
         chunk = self.chunk
         if chunk is None:
