@@ -158,9 +158,10 @@ def test_tiles__auto_where_it_is_known_to_be_faster_and_won_back(
 @pytest.mark.parametrize(
     ("asked", "device", "tiles", "why"),
     [
-        ({"compile": "never"}, CPU, 2, "evaluate.compile is never"),
-        ({"compile": "always"}, CUDA, 2, "the device is cuda"),
-        ({"compile": "always"}, CPU, None, "evaluate.together trains several at once"),
+        ({"compile": "never", "precision": "float32"}, CPU, 2, "evaluate.compile is never:"),
+        ({}, CPU, 2, "evaluate.precision auto is bfloat16:"),
+        ({"precision": "float32"}, CUDA, 2, "the device is cuda:"),
+        ({"precision": "float32"}, CPU, None, "evaluate.together trains several at once:"),
         ({"precision": "bfloat16"}, CPU, 2, "evaluate.precision is bfloat16"),
         ({"compile": "never", "precision": "bfloat16"}, CPU, 2, "evaluate.compile is never, evaluate.precision is bfl"),
     ],
@@ -169,7 +170,8 @@ def test_tiles__auto_where_it_is_known_to_be_faster_and_won_back(
 def test_tiles__always_where_nothing_can_be_on_any__says_why(
     machine: Any, asked: Any, device: Any, tiles: Any, why: str
 ):
-    with pytest.raises(UserError, match=rf"evaluate.tiles is always, but {why}.*: tiles are .* at auto"):
+    machine(avx512_bf16=True)
+    with pytest.raises(UserError, match=rf"evaluate.tiles is always, but {why}.* tiles are .* at auto"):
         ComputeOptions(**asked, tiles="always").resolve(device, 0.0, tiles=tiles, section="evaluate")
 
 

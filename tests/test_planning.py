@@ -69,19 +69,20 @@ def test_plan__compiled_training__pieces_but_of_batch_statistics():
     assert saved("batch") == 0
 
 
-@pytest.mark.parametrize(
-    ("condensing", "scoring", "more"),
-    [("never", "never", (0, 0)), ("always", "never", (1, 1)), ("never", "always", (0, 1))],
-)
-def test_plan__on_tiles__takes_more_from_there_on(condensing: str, scoring: str, more: tuple[int, int]):
-    def peaked(of_condensing: str, of_scoring: str) -> tuple[int, int]:
-        compute = {"compile": "always", "precision": "float32", "tiles": of_condensing}
-        evaluate = {"compile": "always", "precision": "float32", "tiles": of_scoring}
-        recipe = resolve("cifar10-dm-ipc10", {"network": {"width": 64}, "compute": compute, "evaluate": evaluate})
-        return peaks.peaks(recipe, (3, 32, 32), 10, 100, 100, 32, torch.device("cpu"))
+def test_plan__compiled_and_on_tiles__takes_more_from_there_on():
+    """Scoring follows in the same process."""
 
-    found = zip(peaked(condensing, scoring), peaked("never", "never"), strict=True)
-    assert tuple((tiled - direct) // peaks.TILES_BYTES for tiled, direct in found) == more
+    def peaked(*ways: tuple[str, str]) -> tuple[int, int]:
+        condensed, scored = ({"compile": c, "precision": "float32", "tiles": t} for c, t in ways)
+        changes = {"network": {"width": 64}, "compute": condensed, "evaluate": scored}
+        return peaks.peaks(resolve("cifar10-dm-ipc10", changes), (3, 32, 32), 10, 100, 100, 32, torch.device("cpu"))
+
+    eager, direct, tiled = ("never", "never"), ("always", "never"), ("always", "always")
+    program, tiles = peaks.COMPILER_BYTES, peaks.TILES_BYTES
+    none, both = peaked(eager, eager), peaked(direct, direct)
+    assert both[1] - none[1] == peaked(direct, eager)[1] - none[1] == program
+    assert peaked(tiled, direct) == (both[0] + tiles, both[1] + tiles)
+    assert peaked(eager, tiled) == (none[0], none[1] + program + tiles)
 
 
 def test_plan__images_of_any_size__training_and_scoring_take_no_more(monkeypatch):

@@ -397,3 +397,8 @@ def test_budget__one_given__takes_the_place_of_the_other(one, other):
 def test_zca__with_a_normalisation_stated_beside_it__refused():
     with pytest.raises(UserError, match=r"ZCA takes the place of normalisation: drop --data\.std"):
         resolve("digits-dm", {"data": {"zca": True, "std": [0.5]}})
+
+
+def test_dump__path_that_is_no_utf_8__read_as_it_was():
+    recipe = resolve("digits-lodm", {"data": {"path": "/photos/\udce9"}})
+    assert yaml.safe_load(recipe.dump())["data"]["path"] == "/photos/\udce9"

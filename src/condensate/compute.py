@@ -142,11 +142,12 @@ class ComputeOptions:
 
     def _against_tiles(self, device: torch.device, precision: torch.dtype, section: str, apart: bool) -> list[str]:
         """What keeps all convolutions from tiles, in words."""
+        auto = "auto " if self.precision == "auto" else ""
         reasons = {
             f"{section}.compile is never": self.compile == "never",
             f"the device is {device.type}": device.type != "cpu",
-            f"{section}.precision is {str(precision).removeprefix('torch.')}": precision != torch.float32,
-            f"{section}.together trains several at once": not apart,
+            f"{section}.precision {auto}is {str(precision).removeprefix('torch.')}": precision != torch.float32,
+            "evaluate.together trains several at once": not apart,
         }
         return [reason for reason, holds in reasons.items() if holds]
 

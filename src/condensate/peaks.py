@@ -38,15 +38,19 @@ def peaks(
     elif piece_trained:
         trained = min(trained, piece_trained)
     room = OBJECTIVES[objective["name"]].room(layers, compute, classes, images, **recipe.options("objective"))
-    matched, used = room.activations, SCRATCH_BYTES
-    if compute.compiled:
-        matched, used = matched / 2, SCRATCH_BYTES + COMPILER_BYTES
-    condensing = used + TILES_BYTES * compute.tiled + matched + room.lasting
-    on_tiles = compute.tiled or recipe.evaluate.tiles == "always"
+    matched = room.activations / 2 if compute.compiled else room.activations
+    condensing = _used(compute.compiled, compute.tiled) + matched + room.lasting
+    training = recipe.evaluate
+    used = _used(compute.compiled or training.compile == "always", compute.tiled or training.tiles == "always")
     held = images * layers.image if images * layers.image <= HELD_BYTES else 0
     scored = 2 * layers.largest * scored_at_once(shape)
-    scoring = used + TILES_BYTES * on_tiles + held + max(layers.every * trained, scored)
+    scoring = used + held + max(layers.every * trained, scored)
     return int(condensing), int(scoring)
+
+
+def _used(compiled: bool, tiled: bool) -> int:
+    """Bytes that libraries and programs take by then."""
+    return SCRATCH_BYTES + COMPILER_BYTES * compiled + TILES_BYTES * tiled
 
 
 @torch.no_grad()

@@ -157,7 +157,6 @@ NAMED: dict[str, tuple[Mapping[str, Callable[..., Any]], str]] = {
 # A recipe whose objective matches expert trajectories has this section, too.
 EXPERTS = "experts"
 
-DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # in C where PyYAML has it: a quarter of the time, the same text
 # What is studied with many condensations has a section of its own, where it is asked for.
 STUDIES: dict[str, Callable[..., Any]] = {"continual": ContinualOptions, "privacy": PrivacyOptions}
 
@@ -235,7 +234,7 @@ class Recipe:
     def dump(self) -> str:
         """The recipe as YAML, what it is in a comment at the top."""
         comment = "".join(f"# {key.capitalize()}: {value}\n" for key, value in self.about.items())
-        return comment + yaml.dump(self.values, Dumper=DUMPER, sort_keys=False, default_flow_style=None, width=120)
+        return comment + yaml.safe_dump(self.values, sort_keys=False, default_flow_style=None, width=120)
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Values:
