@@ -103,7 +103,11 @@ def find(name_or_path: str) -> tuple[str, Values, dict[str, str]]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path} must hold sections such as data, objective and budget, got {type(values).__name__}")
+        got = "nothing" if values is None else f"a {type(values).__name__}"
+        raise UserError(
+            f"{path} must hold sections such as data, objective and budget, got {got}; "
+            "for one to start from: condensate show RECIPE"
+        )
     name = path.stem  # a file is never filed as the shipped recipe or the baseline whose name it bears
     return (f"{name}-file" if name in _shipped() or name in RESERVED else name), values, {}
 
