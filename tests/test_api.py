@@ -36,3 +36,18 @@ assert state() == before
 def test_import__loads_no_data_library():
     program = "import sys, condensate.cli; assert not {'datasets', 'pyarrow', 'sklearn'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_import__looks_for_no_garbage_meanwhile():
+    program = """
+import gc
+passes = []
+gc.callbacks.append(lambda phase, about: passes.append(about))
+import condensate
+seen = len(passes)
+assert seen < 50, f"{seen} begun and ended, where PyTorch alone has 800"
+assert gc.isenabled() and not gc.get_freeze_count()
+import condensate.__main__
+assert gc.isenabled() and gc.get_freeze_count() > 100_000
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

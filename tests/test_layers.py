@@ -8,7 +8,7 @@ import condensate
 ROOT = Path(condensate.__file__).parent
 
 LAYERS = [
-    {"errors", "ending"},
+    {"errors", "ending", "collecting"},
     {"atomic", "capabilities", "lanes"},
     {"streams", "whitening", "ranks", "recording", "compute"},
     {"augment", "classic", "networks"},

@@ -1,14 +1,14 @@
 """Work that a GPU records once and replays: the host launches one graph in place of hundreds of kernels."""
 
-import gc
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from condensate.collecting import nothing_collected
 
 # Times that work is done as it is before: in the first programs are compiled, in both libraries choose their kernels.
 BEFORE = 2
@@ -38,18 +38,6 @@ def _recorded_on(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-@contextmanager
-def _nothing_collected() -> Iterator[None]:
-    """No garbage is collected: a graph that is freed while another one is recorded ends the recording."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 def cuda_recorder(device: torch.device) -> Recorder:
     """Records work on a GPU as CUDA graphs, which share their memory and are replayed in the order of recording."""
     with torch.cuda.device(device):
@@ -57,7 +45,8 @@ def cuda_recorder(device: torch.device) -> Recorder:
     release = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
     def record(work: Callable[[], None], generators: Sequence[torch.Generator]) -> Recording:
-        with torch.cuda.device(device), _nothing_collected():
+        # a graph that is freed while another one is recorded would end the recording
+        with torch.cuda.device(device), nothing_collected():
             graph: Any = torch.cuda.CUDAGraph()
             for generator in generators if release <= REGISTERS else ():
                 graph.register_generator_state(generator)

@@ -1,11 +1,9 @@
 """Recipes by name: the shipped ones, which are written as a sheet a data set, and YAML files of the user's."""
 
-from collections.abc import Iterator, Mapping
-from copy import deepcopy
-from functools import cache, reduce
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial, reduce
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -21,56 +19,72 @@ RESERVED = (
 )
 
 
+Written = tuple[Values, dict[str, str]]  # sections as written, and about
+
+
 @cache
-def _shipped() -> dict[str, tuple[Values, dict[str, str]]]:
-    """All recipes of the package: name -> (sections, about)."""
+def _shipped() -> dict[str, Callable[[], Written]]:
+    """All recipes of the package by name, each to be put together when it is asked for: a run needs one of hundreds."""
     found = sorted((files("condensate") / "recipes").iterdir(), key=lambda file: file.name)
     sheets = {file.name: yaml.load(file.read_text(encoding="utf-8"), LOADER) for file in found if ".yaml" in file.name}
     methods = sheets.pop("methods.yaml")
-    recipes: dict[str, tuple[Values, dict[str, str]]] = {}
+    recipes: dict[str, Callable[[], Written]] = {}
     for sheet in sheets.values():
-        for name, cell in _cells(sheet, methods) if "pairs" in sheet else ():
-            base, about, low = cell.pop("method"), cell.pop("about"), cell.pop("lo", {})
-            recipes[name] = cell, _spoken(about, base, cell)
-            if low is not None:
-                twin = name.replace(f"-{base}", f"-lo{base}")
-                recipes[twin] = merge(merge(cell, methods["lo"]), low), _spoken(about, f"lo{base}", cell)
+        for name, base, layers in _cells(sheet, methods) if "pairs" in sheet else ():
+            recipes[name] = partial(_cell, layers, base)
+            if next((layer["lo"] for layer in reversed(layers) if "lo" in layer), {}) is not None:
+                recipes[name.replace(f"-{base}", f"-lo{base}")] = partial(_cell, layers, base, methods["lo"])
     for sheet in sheets.values():
         recipes |= _derived(sheet, recipes)
     return recipes
 
 
-def _derived(sheet: Values, recipes: Mapping[str, tuple[Values, Any]]) -> dict[str, tuple[Values, dict[str, str]]]:
+def _derived(sheet: Values, recipes: Mapping[str, Callable[[], Written]]) -> dict[str, Callable[[], Written]]:
     """The recipes of a sheet that are others with something more said: one for each method and number of steps."""
-    found: dict[str, tuple[Values, dict[str, str]]] = {}
+    found: dict[str, Callable[[], Written]] = {}
     for name, family in sheet.get("derived", {}).items():
         said = {key: content for key, content in family.items() if key not in ("of", "steps", "methods", "about")}
         for method, own in family["methods"].items():
-            base, _ = recipes[own.get("of", family["of"]).format(method=method)]
+            base = recipes[own.get("of", family["of"]).format(method=method)]
             own = {key: content for key, content in own.items() if key != "of"}
             for steps in family["steps"]:
-                number = {"continual": {"steps": steps}}
-                layers: list[Values] = [base, said, own, number]
-                values = reduce(merge, layers, Values())
-                found[name.format(method=method, steps=steps)] = values, _spoken(family["about"], method, values)
+                layers: list[Values] = [said, own, {"continual": {"steps": steps}}]
+                found[name.format(method=method, steps=steps)] = partial(
+                    _further, base, layers, family["about"], method
+                )
     return found
 
 
-def _cells(sheet: Values, methods: Values) -> Iterator[tuple[str, Values]]:
-    """The base recipes of a data set's sheet by name, with ``method``, ``about`` and ``lo`` among their sections.
+def _further(base: Callable[[], Written], layers: list[Values], about: Values, method: str) -> Written:
+    """Another recipe with something more said."""
+    values = reduce(merge, layers, base()[0])
+    return values, _spoken(about, method, values)
+
+
+def _cells(sheet: Values, methods: Values) -> Iterator[tuple[str, str, list[Values]]]:
+    """The base recipes of a data set's sheet: name, method, and the layers of sections, ``about`` and ``lo``.
 
     A name with {data} in it stands for every data set of the sheet's ``sets``, one with {ipc} for every budget of its
     own ``ipc``. What is said of fewer recipes goes over what is said of more; ``lo`` holds what only the twin takes,
     null where there is none.
     """
     for name, pair in sheet["pairs"].items():
-        shared = {key: content for key, content in pair.items() if key != "ipc"}
+        shared = {key: content for key, content in pair.items() if key not in ("ipc", "method")}
         method = {key: content for key, content in methods[pair["method"]].items() if key != "ipc"}
         for name_of_data, own in sheet.get("sets", {"": {}}).items():
             for ipc, narrow in pair.get("ipc", {None: {}}).items():
                 budget = {"budget": {"ipc": ipc}} | methods[pair["method"]].get("ipc", {}).get(ipc, {})
                 layers = [sheet["common"], own, method, budget, shared, narrow]
-                yield name.format(data=name_of_data, ipc=ipc), reduce(merge, layers, {})
+                yield name.format(data=name_of_data, ipc=ipc), pair["method"], layers
+
+
+def _cell(layers: list[Values], method: str, low: Values | None = None) -> Written:
+    """A base recipe, or its twin where it is said what all twins are."""
+    cell = reduce(merge, layers, Values())
+    about, own = cell.pop("about"), cell.pop("lo", {})
+    if low is None:
+        return cell, _spoken(about, method, cell)
+    return merge(merge(cell, low), own), _spoken(about, f"lo{method}", cell)
 
 
 def _spoken(about: Values, method: str, sections: Values) -> dict[str, str]:
@@ -91,8 +105,7 @@ def find(name_or_path: str) -> tuple[str, Values, dict[str, str]]:
         UserError: There is none, or the file is not YAML sections.
     """
     if name_or_path in _shipped():
-        values, about = _shipped()[name_or_path]
-        return name_or_path, deepcopy(values), dict(about)
+        return name_or_path, *_shipped()[name_or_path]()
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
         raise unknown("recipe", name_or_path, _shipped(), "(or give the path of a YAML file; list: condensate recipes)")
