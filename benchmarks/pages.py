@@ -30,12 +30,24 @@ PLANNED = (
         for how in ("planned", "measured", "ratio")
     ),
 )
+# What the table at the top shows: a column's head, whose evidence, and which way of it.
+SUMMARY = (
+    ("AVX-512, bfloat16", "cpu", "ours, bfloat16"),
+    ("AVX-512, float32", "cpu", "ours, float32"),
+    ("AVX2, on tiles", "cpu-float32-2", "ours, float32 on tiles"),
+    ("AVX2, directly", "cpu-float32-2", "ours, float32"),
+    ("another AVX2, on tiles", "cpu-float32", "ours, float32 on tiles"),
+    ("another AVX2, directly", "cpu-float32", "ours, float32"),
+    ("H200, bfloat16", "cuda", "ours, bfloat16"),
+    ("H200, float32", "cuda", "ours, float32"),
+)
 # The factors that ``plan`` is held to. Of condensing alone half the memory is the compiler's and differs each time.
 WITHIN = {"episode_seconds": 2.0, "evaluation_seconds_a_network": 2.0, "bytes": 1.25, "condense_bytes": 1.6}
 NOT_MEASURED = "Not measured yet.\n"
 
 
-KINDS_OF_MACHINE = ("cpu", "cpu-kept", "cpu-float32", "cpu-float32-kept", "cuda")
+# Of a kind there may be two machines.
+KINDS_OF_MACHINE = ("cpu", "cpu-kept", "cpu-float32", "cpu-float32-2", "cpu-float32-kept", "cuda")
 
 
 def kind(report: Row) -> str:
@@ -45,12 +57,14 @@ def kind(report: Row) -> str:
 
 
 def add(report: Row, folder: Path = EVIDENCE) -> Path:
-    """Put the rows of a report into the evidence of its device, in place of older ones of the same work."""
-    file = folder / f"benchmark-{kind(report)}.json"
-    kept = json.loads(file.read_text()) if file.is_file() else report | {"rows": []}
-    for key in ("device", "machine", "versions"):
-        if kept[key] != report[key]:
-            raise ValueError(f"{file} is of {key} {kept[key]}, the report of {report[key]}: move it away")
+    """Put the rows of a report into the evidence of its machine, in place of older ones of the same work."""
+    for name in (name for name in KINDS_OF_MACHINE if name.removesuffix("-2") == kind(report)):
+        file = folder / f"benchmark-{name}.json"
+        kept = json.loads(file.read_text()) if file.is_file() else report | {"rows": []}
+        if not (other := [key for key in ("device", "machine", "versions") if kept[key] != report[key]]):
+            break
+    else:
+        raise ValueError(f"{file} is of {other[0]} {kept[other[0]]}, the report of {report[other[0]]}: move it away")
     own = [row | {"commit": row.get("commit", report["commit"])} for row in report["rows"] if row["way"] != "failed"]
     done = {row["work"] for row in own}
     rows = [*(row for row in kept["rows"] if row["work"] not in done), *own]
@@ -133,7 +147,19 @@ def tables(folder: Path = EVIDENCE) -> dict[str, str]:
         found[machine] = f"{_markdown([*steps(rows), *unmeasured])}\n{told}"
         for what, lines in (("profile", profiled(rows)), ("plan", planned(rows))):
             found[f"{machine}-{what}"] = _markdown(lines) if lines[1:] else NOT_MEASURED
-    return found | {"scaling": _markdown(scaling.table())}
+    return found | {"scaling": _markdown(scaling.table()), "summary": _markdown(summary(folder))}
+
+
+def summary(folder: Path = EVIDENCE) -> list[Sequence[str]]:
+    """How many times faster than the published way, by work and machine; empty where it was not measured."""
+    faster: dict[str, dict[str, str]] = {}
+    for head, machine, way in SUMMARY:
+        file = folder / f"benchmark-{machine}.json"
+        for row in json.loads(file.read_text())["rows"] if file.is_file() else ():
+            if row["way"] == way:
+                faster.setdefault(row["work"], {})[head] = f"{row['times_faster']:.1f}"
+    heads = [head for head, *_ in SUMMARY]
+    return [("", *heads), *((work, *(faster[work].get(head, "") for head in heads)) for work in sorted(faster))]
 
 
 def _told(held: Row) -> str:

@@ -338,3 +338,13 @@ def test_pages__without_evidence__says_so_and_adding_replaces_by_work(tmp_path: 
     assert "| a step |  |" not in text
     with pytest.raises(ValueError, match="move it away"):
         pages.add(report | {"versions": {"torch": "3"}, "rows": []}, tmp_path)
+
+
+def test_pages__a_second_machine_of_its_kind__has_rows_of_its_own(tmp_path: Path):
+    machine = {"threads": 2, "bfloat16": False}
+    report = {"device": "cpu", "versions": {"torch": "2"}, "commit": "abc", "rows": []}
+    files = [pages.add(report | {"machine": machine | {"processor": name}}, tmp_path).name for name in "pqqp"]
+    first, second = "benchmark-cpu-float32.json", "benchmark-cpu-float32-2.json"
+    assert files == [first, second, second, first]
+    with pytest.raises(ValueError, match="move it away"):
+        pages.add(report | {"machine": machine | {"processor": "r"}}, tmp_path)

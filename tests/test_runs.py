@@ -697,3 +697,26 @@ def test_reuse__an_objective_with_nothing_to_keep__runs_as_ever(tmp_path, monkey
     made = tiny("digits-lodc", **REUSING).with_values(objective={"outer_loop": 1, "inner_loop": 1})
     carried_out(made.with_values(condense={"episodes": 1}), tmp_path / "run")
     assert not (tmp_path / "cache" / "features").exists()
+
+
+@pytest.mark.parametrize(
+    ("told", "called"),
+    [
+        (
+            "cpu family\t: 25\nmodel\t\t: 1\nmodel name\t: A Name\n\nmodel name\t: another",
+            "A Name (family 25, model 1)",
+        ),
+        ("model name\t: A Name\n", "A Name"),
+        ("Hardware\t: a board\nmodel\t\t: 1\n", "as Python says"),
+        (None, "as Python says"),
+    ],
+)
+def test_environment__processor__family_and_model_where_they_are_told(monkeypatch, told, called):
+    def read(path, *_, **__):
+        if told is None:
+            raise FileNotFoundError(path)
+        return told
+
+    monkeypatch.setattr("condensate.records.Path.read_text", read)
+    monkeypatch.setattr("condensate.records.platform.processor", lambda: "as Python says")
+    assert records.environment(DEVICE)["machine"]["processor"] == called

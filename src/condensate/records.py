@@ -122,13 +122,16 @@ def _commit() -> str | None:
 
 
 def _processor() -> str:
+    """Its name, and family and model where they are told: rented machines bear the same name for several."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        first = ""
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+    if "model name" not in told:
+        return platform.processor() or platform.machine()
+    finer = ", ".join(f"{key} {told[at]}" for key, at in (("family", "cpu family"), ("model", "model")) if at in told)
+    return f"{told['model name']} ({finer})" if finer else told["model name"]
 
 
 def read_json(path: Path) -> Any:
