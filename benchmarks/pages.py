@@ -32,12 +32,12 @@ PLANNED = (
 )
 # What the table at the top shows: a column's head, whose evidence, and which way of it.
 SUMMARY = (
-    ("AVX-512, bfloat16", "cpu", "ours, bfloat16"),
-    ("AVX-512, float32", "cpu", "ours, float32"),
-    ("AVX2, on tiles", "cpu-float32-2", "ours, float32 on tiles"),
-    ("AVX2, directly", "cpu-float32-2", "ours, float32"),
-    ("another AVX2, on tiles", "cpu-float32", "ours, float32 on tiles"),
-    ("another AVX2, directly", "cpu-float32", "ours, float32"),
+    ("A: AVX-512, bfloat16", "cpu", "ours, bfloat16"),
+    ("A, float32", "cpu", "ours, float32"),
+    ("B: AVX2, on tiles", "cpu-float32-2", "ours, float32 on tiles"),
+    ("B, directly", "cpu-float32-2", "ours, float32"),
+    ("C: AVX2, on tiles", "cpu-float32", "ours, float32 on tiles"),
+    ("C, directly", "cpu-float32", "ours, float32"),
     ("H200, bfloat16", "cuda", "ours, bfloat16"),
     ("H200, float32", "cuda", "ours, float32"),
 )
@@ -46,7 +46,7 @@ WITHIN = {"episode_seconds": 2.0, "evaluation_seconds_a_network": 2.0, "bytes": 
 NOT_MEASURED = "Not measured yet.\n"
 
 
-# Of a kind there may be two machines.
+# Of one kind two machines were measured.
 KINDS_OF_MACHINE = ("cpu", "cpu-kept", "cpu-float32", "cpu-float32-2", "cpu-float32-kept", "cuda")
 
 
@@ -61,16 +61,24 @@ def add(report: Row, folder: Path = EVIDENCE) -> Path:
     for name in (name for name in KINDS_OF_MACHINE if name.removesuffix("-2") == kind(report)):
         file = folder / f"benchmark-{name}.json"
         kept = json.loads(file.read_text()) if file.is_file() else report | {"rows": []}
-        if not (other := [key for key in ("device", "machine", "versions") if kept[key] != report[key]]):
+        if _machine(kept) == _machine(report):
             break
-    else:
-        raise ValueError(f"{file} is of {other[0]} {kept[other[0]]}, the report of {report[other[0]]}: move it away")
+    for key in ("device", "machine", "versions"):
+        if kept[key] != report[key] and (key != "machine" or _machine(kept) != _machine(report)):
+            raise ValueError(f"{file} is of {key} {kept[key]}, the report of {report[key]}: move it away")
     own = [row | {"commit": row.get("commit", report["commit"])} for row in report["rows"] if row["way"] != "failed"]
     done = {row["work"] for row in own}
     rows = [*(row for row in kept["rows"] if row["work"] not in done), *own]
     with replacing(file) as part:
         part.write_text(json.dumps(kept | {"rows": rows}, indent=1) + "\n")
     return file
+
+
+def _machine(report: Row) -> Row:
+    """The machine of a report; beside a GPU the finer name of the processor does not matter, which older ones lack."""
+    machine: Row = report["machine"]
+    named = str(machine["processor"])
+    return machine if report["device"] == "cpu" else machine | {"processor": named.split(" (family")[0]}
 
 
 def share(value: float | None) -> str:
@@ -159,7 +167,7 @@ def summary(folder: Path = EVIDENCE) -> list[Sequence[str]]:
             if row["way"] == way:
                 faster.setdefault(row["work"], {})[head] = f"{row['times_faster']:.1f}"
     heads = [head for head, *_ in SUMMARY]
-    return [("", *heads), *((work, *(faster[work].get(head, "") for head in heads)) for work in sorted(faster))]
+    return [("work", *heads), *((work, *(faster[work].get(head, "") for head in heads)) for work in sorted(faster))]
 
 
 def _told(held: Row) -> str:

@@ -396,7 +396,7 @@ def first_episode(bench: Bench, imports: bool) -> Work:
     given = {
         "published": (first.published, _as_arrays(bench)),
         "published, images in files": (first.published, bench.data),
-        "ours": (first.ours, bench.data),
+        "ours": (first.command if imports else first.ours, bench.data),
     }
 
     if bench.quick:

@@ -286,7 +286,7 @@ def test_pages__hold_what_the_evidence_says():
         marked += [found["what"] for found in pages.MARKED.finditer(text)]
         assert len(pages.MARKED.findall(text)) == text.count("<!-- benchmark: ")
         assert pages.insert(text, pages.tables()) == text, "renew it: python -m benchmarks.pages"
-    assert set(marked) >= {*pages.KINDS_OF_MACHINE, "cpu-profile", "cpu-plan", "scaling"}
+    assert set(marked) >= {*pages.KINDS_OF_MACHINE, "cpu-profile", "cpu-plan", "scaling", "summary"}
 
 
 def test_scaling__is_the_formula_of_the_page():
@@ -346,5 +346,21 @@ def test_pages__a_second_machine_of_its_kind__has_rows_of_its_own(tmp_path: Path
     files = [pages.add(report | {"machine": machine | {"processor": name}}, tmp_path).name for name in "pqqp"]
     first, second = "benchmark-cpu-float32.json", "benchmark-cpu-float32-2.json"
     assert files == [first, second, second, first]
+    for other in ({"machine": machine | {"processor": "r"}}, {"machine": machine | {"processor": "p"}, "versions": {}}):
+        with pytest.raises(ValueError, match="move it away"):
+            pages.add(report | other, tmp_path)
+
+
+def test_pages__beside_a_gpu__the_finer_name_of_the_processor_does_not_matter(tmp_path: Path):
+    report = {"device": "a GPU", "versions": {"torch": "2"}, "commit": "abc", "rows": []}
+    for name in ("p", "p (family 6, model 1)"):
+        pages.add(report | {"machine": {"processor": name, "threads": 2, "bfloat16": True}}, tmp_path)
     with pytest.raises(ValueError, match="move it away"):
-        pages.add(report | {"machine": machine | {"processor": "r"}}, tmp_path)
+        pages.add(report | {"machine": {"processor": "q", "threads": 2, "bfloat16": True}}, tmp_path)
+
+
+def test_pages__summary__a_row_for_each_work_and_nothing_where_it_was_not_measured(tmp_path: Path):
+    said = {"work": "a step", "way": "ours, float32", "times_faster": 2.04}
+    (tmp_path / "benchmark-cpu.json").write_text(json.dumps({"rows": [said, said | {"way": "published"}]}))
+    (tmp_path / "benchmark-cuda.json").write_text(json.dumps({"rows": [said | {"work": "another"}]}))
+    assert pages.summary(tmp_path)[1:] == [("a step", "", "2.0", *[""] * 6), ("another", *[""] * 7, "2.0")]

@@ -711,12 +711,9 @@ def test_reuse__an_objective_with_nothing_to_keep__runs_as_ever(tmp_path, monkey
         (None, "as Python says"),
     ],
 )
-def test_environment__processor__family_and_model_where_they_are_told(monkeypatch, told, called):
-    def read(path, *_, **__):
-        if told is None:
-            raise FileNotFoundError(path)
-        return told
-
-    monkeypatch.setattr("condensate.records.Path.read_text", read)
+def test_environment__processor__family_and_model_where_they_are_told(monkeypatch, tmp_path, told, called):
+    if told is not None:
+        (tmp_path / "cpuinfo").write_text(told)
+    monkeypatch.setattr("condensate.records.CPUINFO", tmp_path / "cpuinfo")
     monkeypatch.setattr("condensate.records.platform.processor", lambda: "as Python says")
     assert records.environment(DEVICE)["machine"]["processor"] == called

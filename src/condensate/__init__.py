@@ -4,7 +4,7 @@ from condensate import collecting
 
 __version__ = "0.1.0"
 
-with collecting.nothing_collected():  # nothing of what PyTorch makes then is garbage, and looking takes a while
+with collecting.importing():
     from condensate.augment import Augment
     from condensate.classic import ClassicAugment
     from condensate.compute import Compute

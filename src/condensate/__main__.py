@@ -3,11 +3,17 @@
 import gc
 import sys
 
-from condensate.collecting import nothing_collected
+from condensate.collecting import importing
 
-with nothing_collected():
-    from condensate.cli import main
-gc.freeze()  # what was imported is looked through for garbage no more, nor when the process ends
+with importing():
+    from condensate import cli
+
+
+def main() -> int:
+    """Run the command line. What was imported is kept out of all later passes of the garbage collector."""
+    gc.freeze()
+    return cli.main()
+
 
 if __name__ == "__main__":
     sys.exit(main())

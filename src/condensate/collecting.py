@@ -15,3 +15,13 @@ def nothing_collected() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """No garbage is collected, and what is made meanwhile is old at the end: hardly any of it ever is garbage."""
+    with nothing_collected():
+        yield
+        if not gc.get_freeze_count():  # what a program has frozen stays so
+            gc.freeze()
+            gc.unfreeze()

@@ -15,8 +15,8 @@ from condensate.errors import UserError, unknown
 # not pay: two cores do about 100 GFLOP/s eagerly (python -m benchmarks prints both). On an H200 it takes 40 to 70
 # seconds and spares 30 in 1e15 operations of DM or DSA.
 WORTH_COMPILING = {"cpu": 1e13, "cuda": 2e15}
-# Of each layer that goes on tiles, which compiles up to half a minute longer so and takes two thirds of the time where
-# this was measured: on a CPU with AVX2 and no AVX-512.
+# Of each layer that goes on tiles, which compiles up to half a minute longer so and takes two thirds to three quarters
+# of the time where this was measured: on two CPUs with AVX2 and no AVX-512.
 WORTH_TILING = 1e13
 
 # Images that go through a network at once: on a CPU few, on a GPU many, up to this many pixels of them (4,096 images of

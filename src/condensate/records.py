@@ -25,6 +25,7 @@ from condensate.synthetic import SyntheticDataset
 from condensate.whitening import file_name
 
 SCHEMA = 1
+CPUINFO = Path("/proc/cpuinfo")  # where Linux tells of the processor
 
 
 def as_json(score: Score) -> Values:
@@ -122,9 +123,9 @@ def _commit() -> str | None:
 
 
 def _processor() -> str:
-    """Its name, and family and model where they are told: rented machines bear the same name for several."""
+    """Its name, and family and model where they are told, for on rented machines several have the same name."""
     try:
-        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+        first = CPUINFO.read_text().split("\n\n")[0]
     except OSError:
         first = ""
     told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}

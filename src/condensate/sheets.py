@@ -24,7 +24,7 @@ Written = tuple[Values, dict[str, str]]  # sections as written, and about
 
 @cache
 def _shipped() -> dict[str, Callable[[], Written]]:
-    """All recipes of the package by name, each to be put together when it is asked for: a run needs one of hundreds."""
+    """All recipes of the package by name, each put together when it is asked for: of hundreds a run needs one."""
     found = sorted((files("condensate") / "recipes").iterdir(), key=lambda file: file.name)
     sheets = {file.name: yaml.load(file.read_text(encoding="utf-8"), LOADER) for file in found if ".yaml" in file.name}
     methods = sheets.pop("methods.yaml")
