@@ -58,14 +58,16 @@ def kind(report: Row) -> str:
 
 def add(report: Row, folder: Path = EVIDENCE) -> Path:
     """Put the rows of a report into the evidence of its machine, in place of older ones of the same work."""
+    said = _origin(report)
     for name in (name for name in KINDS_OF_MACHINE if name.removesuffix("-2") == kind(report)):
         file = folder / f"benchmark-{name}.json"
         kept = json.loads(file.read_text()) if file.is_file() else report | {"rows": []}
-        if _machine(kept) == _machine(report):
+        held = _origin(kept)
+        if held["machine"] == said["machine"]:
             break
-    for key in ("device", "machine", "versions"):
-        if kept[key] != report[key] and (key != "machine" or _machine(kept) != _machine(report)):
-            raise ValueError(f"{file} is of {key} {kept[key]}, the report of {report[key]}: move it away")
+    for key in held:
+        if held[key] != said[key]:
+            raise ValueError(f"{file} is of {key} {held[key]}, the report of {said[key]}: move it away")
     own = [row | {"commit": row.get("commit", report["commit"])} for row in report["rows"] if row["way"] != "failed"]
     done = {row["work"] for row in own}
     rows = [*(row for row in kept["rows"] if row["work"] not in done), *own]
@@ -74,11 +76,13 @@ def add(report: Row, folder: Path = EVIDENCE) -> Path:
     return file
 
 
-def _machine(report: Row) -> Row:
-    """The machine of a report; beside a GPU the finer name of the processor does not matter, which older ones lack."""
-    machine: Row = report["machine"]
-    named = str(machine["processor"])
-    return machine if report["device"] == "cpu" else machine | {"processor": named.split(" (family")[0]}
+def _origin(report: Row) -> Row:
+    """Where a report is from; beside a GPU the finer name of the processor does not matter, which older ones lack."""
+    origin = {key: report[key] for key in ("device", "machine", "versions")}
+    if report["device"] != "cpu":
+        named = str(report["machine"]["processor"])
+        origin["machine"] = report["machine"] | {"processor": named.split(" (family")[0]}
+    return origin
 
 
 def share(value: float | None) -> str:
