@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from benchmarks import pages
-from benchmarks.measure import copy_rate, matrix_rate, measure, show_fused, warm
+from benchmarks.apart import Apart
+from benchmarks.measure import Work, copy_rate, matrix_rate, measure, show_fused, warm
 from benchmarks.plans import PLANS, check
 from benchmarks.works import QUICK, WORKS, Bench
 from condensate.capabilities import has_bfloat16
@@ -38,8 +39,12 @@ def one(
     patience: float,
     profiled: bool = False,
     turn: Callable[[], object] = lambda: None,
+    apart: bool = False,
 ) -> list[Row]:
-    """A piece of work measured in this process, with the machine's rates beside it, when it is its ``turn``."""
+    """A piece of work measured in this process, with the machine's rates beside it, when it is its ``turn``.
+
+    Our ways may be done in a process ``apart``, which keeps freed memory as our programs do.
+    """
     if name in PLANS:
         turn()
         return [check(name, bench.device)]
@@ -49,6 +54,16 @@ def one(
     if not work.ways:
         turn()
         return [{"work": work.name, "way": "not measured", "seconds": [], "note": work.note}]
+    if apart:
+        with Apart(name, bench, profiled) as process:
+            return _measured(process.ways(work), bench, repeats, patience, profiled, turn)
+    return _measured(work, bench, repeats, patience, profiled, turn)
+
+
+def _measured(
+    work: Work, bench: Bench, repeats: int, patience: float, profiled: bool, turn: Callable[[], object]
+) -> list[Row]:
+    """The rows of a piece of work."""
     first = warm(work, bench.device, patience)
     if bench.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -177,7 +192,7 @@ def main() -> None:
     repeats = 3 if options.quick else max(3, options.repeats)
     patience = min(options.patience, 10) if options.quick else options.patience
     if options.one:
-        rows = one(options.one, bench, repeats, patience, options.profile, told_to)
+        rows = one(options.one, bench, repeats, patience, options.profile, told_to, apart=bench.device.type == "cpu")
         options.json.write_text(json.dumps(rows))
         return
     given = ["--device", options.device, "--repeats", str(repeats), "--patience", str(patience)]

@@ -37,9 +37,10 @@ def ours(folder: str, device: str) -> object:
 
 
 def command(folder: str, device: str) -> object:
-    """All that the command line imports, which it keeps from the garbage collector, and then ours."""
-    import_module("condensate.__main__")
+    """All that the command line imports, what it sets for its process, and then ours."""
+    program = import_module("condensate.__main__")
     gc.freeze()
+    program.keep_freed_memory()
     return ours(folder, device)
 
 

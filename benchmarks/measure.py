@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from condensate.allocation import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, keep_freed_memory
 from condensate.compute import like_convolutions
 
 Run = Callable[[], object]
@@ -28,11 +30,21 @@ class Way:
         run: Does it once.
         precision: In which most of it is multiplied: the rate it is held against.
         units: How often it does the work in one run; its seconds are those of one.
+        look: Finds its ``peak``, or its ``shares`` of so many seconds, where another process runs it.
     """
 
     run: Run
     precision: str = "float32"
     units: float = 1
+    look: Callable[..., Any] | None = None
+
+    def peak(self, device: torch.device) -> int | None:
+        """See ``peak_bytes``."""
+        return self.look("peak") if self.look else peak_bytes(self.run, device)
+
+    def shares(self, device: torch.device, usual: float) -> dict[str, float]:
+        """See ``shares``."""
+        return self.look("shares", usual) if self.look else shares(self.run, device, usual)
 
 
 @dataclass(frozen=True)
@@ -140,12 +152,12 @@ def measure(
             break
         for name, way in work.ways.items():
             seconds[name].append(timed(way.run, times[name]) / way.units)
-    memory = {name: peak_bytes(way.run, device) for name, way in work.ways.items()}
     looked = {
-        name: shares(way.run, device, median(seconds[name]) * way.units)
+        name: way.shares(device, median(seconds[name]) * way.units)
         for name, way in work.ways.items()
         if profiled and median(seconds[name]) * way.units < PROFILED[device.type]
     }
+    memory = {name: way.peak(device) for name, way in work.ways.items()}
     return [
         Measured(
             work.name, name, seconds[name], first[name], way.precision, work.operations, work.moved, memory[name],
@@ -194,8 +206,11 @@ def show_fused() -> None:
     config.cpp.enable_kernel_profile = True
 
 
-def peak_bytes(run: Run, device: torch.device) -> int | None:
-    """The most memory held while a way runs, beyond what is held before: of tensors on CUDA, else of the process."""
+def peak_bytes(run: Run, device: torch.device, kept: bool = False) -> int | None:
+    """The most memory held while a way runs, beyond what is held before: of tensors on CUDA, else of the process.
+
+    Of a process it is what is held where freed memory goes back at once, or is ``kept`` as by our programs.
+    """
     gc.collect()
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
@@ -204,7 +219,7 @@ def peak_bytes(run: Run, device: torch.device) -> int | None:
         return torch.cuda.max_memory_allocated(device) - before
     if not sys.platform.startswith("linux"):
         return None
-    give_memory_back()
+    forget_peak(kept)
     before = resident("VmRSS")
     run()
     return max(0, resident("VmHWM") - before)
@@ -216,22 +231,19 @@ def resident(key: str) -> int:
     return 1024 * int(line.split()[1])
 
 
-def give_memory_back() -> None:
-    """Freed memory goes back to the system, at once from here on, and the peak so far is forgotten."""
+def forget_peak(kept: bool = False) -> None:
+    """Give what is free back to the system and forget the peak so far, of this process.
+
+    From here on freed memory goes back at once, or is ``kept`` as by our programs.
+    """
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
-        library.mallopt(-3, 65536)  # M_MMAP_THRESHOLD
-        library.mallopt(-1, 65536)  # M_TRIM_THRESHOLD
+        for setting in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+            library.mallopt(setting, 65536)
         library.malloc_trim(0)
+    if kept:
+        keep_freed_memory()
     Path("/proc/self/clear_refs").write_text("5")
-
-
-def keep_memory_as_usual() -> None:
-    """Undo ``give_memory_back``: blocks up to the size that the C library comes to by itself are kept, as in a run."""
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt"):
-        library.mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD
-        library.mallopt(-1, 64 * 2**20)  # M_TRIM_THRESHOLD
 
 
 def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:

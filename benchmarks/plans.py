@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import give_memory_back, keep_memory_as_usual, resident
+from benchmarks.measure import forget_peak, resident
 from benchmarks.works import Straight
 from condensate import assemble, settling
+from condensate.allocation import keep_freed_memory
 from condensate.evaluation import train_networks
 from condensate.planning import plan
 from condensate.recipe import Recipe
@@ -33,9 +34,10 @@ EPISODES = 4  # the first of which compiles
 def check(name: str, device: torch.device) -> dict[str, Any]:
     """Expected and measured seconds of an episode and of training, and bytes, on random images of the data's shape.
 
-    Bytes are those of the first episode and network, for which freed memory goes back at once; seconds those of later
-    ones, where there are any, for which it is kept as in a run: they would take half as long again.
+    Bytes are those of the first episode and network, seconds those of later ones, where there are any; freed memory is
+    kept, as in a run.
     """
+    keep_freed_memory()
     given = dict(PLANS[name])
     recipe = resolve(given.pop("recipe"), given)
     expected = plan(recipe, device)
@@ -45,7 +47,7 @@ def check(name: str, device: torch.device) -> dict[str, Any]:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    give_memory_back()
+    forget_peak(kept=True)
     before = resident("VmRSS") if device.type == "cpu" else torch.cuda.memory_allocated(device)
     recipe = settling.settle_compute(recipe, shape, classes, expected.images_per_class * classes, device)
     synthetic = assemble.start(recipe, data, streams)
@@ -62,8 +64,7 @@ def check(name: str, device: torch.device) -> dict[str, Any]:
         taken.append(time.perf_counter() - began)
         if not number:
             condensed = _peak(device) - before
-            keep_memory_as_usual()
-    give_memory_back()
+    forget_peak(kept=True)
     epochs = 1 if long else 20
     settled = settling.settle_training(recipe, shape, classes, len(synthetic), device)
     together = settled.evaluate.together or 1
@@ -78,7 +79,6 @@ def check(name: str, device: torch.device) -> dict[str, Any]:
             accuracy(next(networks), scoring)
         _wait(device)
         peak = max(condensed, _peak(device) - before)
-        keep_memory_as_usual()
     began = time.perf_counter()
     network = next(networks)  # the first of those that are trained together
     _wait(device)

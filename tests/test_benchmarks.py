@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import __main__ as program
-from benchmarks import pages, plans, published, scaling, works
+from benchmarks import apart, pages, plans, published, scaling, works
+from benchmarks.apart import Apart
 from benchmarks.measure import AROUND, KINDS, Way, Work, measure, peak_bytes, resident, shares, warm
 from benchmarks.works import QUICK, WORKS, Bench
 from condensate import Augment, Compute, ImageData, Streams, build_network
@@ -167,6 +168,39 @@ def test_shares__say_what_the_time_goes_to():
 def test_program__profile__is_of_every_way(bench: Bench, known_rates: None):
     assert all(row["profile"] is None for row in program.one("artefact", bench, 3, 0.0))
     assert all(set(row["profile"]) == {*KINDS, AROUND} for row in program.one("artefact", bench, 3, 0.0, True))
+
+
+def test_apart__ways_take_turns__the_published_one_here():
+    with Apart("artefact", Bench(CPU)) as process:
+        work = process.ways(WORKS["artefact"](Bench(CPU)))
+        assert work.ways["published"].look is None
+        rows = {row.way: row for row in measure(work, warm(work, CPU, 0.0), 3, CPU, 0.0, profiled=True)}
+    assert process.process.returncode == 0
+    assert [len(row.seconds) for row in rows.values()] == [3, 3]
+    assert all(set(row.profile or {}) == {*KINDS, AROUND} for row in rows.values())
+    if platform.system() == "Linux":
+        decoded = 4000 * 3 * 32 * 32 * 4
+        assert decoded / 2 < (rows["ours"].memory or 0) < 4 * decoded
+
+
+def test_apart__process_ends__said():
+    with pytest.raises(RuntimeError, match="that measures our ways has ended"):
+        Apart("no such work", Bench(CPU))
+
+
+def test_apart__keeps_freed_memory_and_answers_what_is_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    told: list[str] = []
+    work = Work("work", {"ours": Way(lambda: told.append("run"))})
+    monkeypatch.setattr(apart, "keep_freed_memory", lambda: told.append("kept"))
+    monkeypatch.setitem(apart.WORKS, "artefact", lambda bench: told.append(f"made, {bench.data}") or work)
+    monkeypatch.setattr(apart, "peak_bytes", lambda run, device, kept: run() or 7)
+    monkeypatch.setattr(sys, "argv", ["apart", json.dumps(["artefact", "cpu", "folder", False, False])])
+    monkeypatch.setattr("sys.stdin", io.StringIO('["run", "ours"]\n["peak", "ours"]\n'))
+    apart.main()
+    assert told == ["kept", "made, folder", "run", "run"]
+    assert capsys.readouterr().out == "answer: null\nanswer: null\nanswer: 7\n"
 
 
 def test_names__quick_ones_are_among_them():

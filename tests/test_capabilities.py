@@ -63,5 +63,9 @@ def test_has_bfloat16__on_cuda_does_not_count_emulation(native: bool, monkeypatc
     assert has_bfloat16(CUDA) == native
 
 
-def test_has_bfloat16__answers_on_this_machine():
-    assert isinstance(has_bfloat16(CPU), bool)
+@pytest.mark.parametrize("name", ["avx512_bf16", "amx_bf16", "bf16"])
+def test_has_bfloat16__on_a_cpu__by_instructions_of_its_own(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx2": True, "avx512_f": True, name: True})
+    assert has_bfloat16(CPU)
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx2": True, "avx512_f": True, name: False})
+    assert not has_bfloat16(CPU)

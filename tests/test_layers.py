@@ -8,7 +8,7 @@ import condensate
 ROOT = Path(condensate.__file__).parent
 
 LAYERS = [
-    {"errors", "ending", "collecting"},
+    {"errors", "ending", "collecting", "allocation"},
     {"atomic", "capabilities", "lanes"},
     {"streams", "whitening", "ranks", "recording", "compute"},
     {"augment", "classic", "networks"},

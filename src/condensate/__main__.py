@@ -3,6 +3,7 @@
 import gc
 import sys
 
+from condensate.allocation import keep_freed_memory
 from condensate.collecting import importing
 
 with importing():
@@ -10,8 +11,12 @@ with importing():
 
 
 def main() -> int:
-    """Run the command line. What was imported is kept out of all later passes of the garbage collector."""
+    """Run the command line, with settings that a whole process has.
+
+    What was imported is kept out of all later passes of the garbage collector, and freed memory for what comes next.
+    """
     gc.freeze()
+    keep_freed_memory()
     return cli.main()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from condensate.allocation import keep_freed_memory
 from condensate.ending import end_with_parent
 from condensate.errors import UserError
 
@@ -52,6 +53,7 @@ def each(work: Callable[[Any], None], items: Iterable[Any], jobs: int = 1) -> No
 def _begin(threads: int) -> None:
     """Set a process up."""
     torch.set_num_threads(threads)
+    keep_freed_memory()
     end_with_parent()
 
 

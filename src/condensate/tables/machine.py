@@ -12,6 +12,7 @@ from traceback import print_exc
 import torch
 
 from condensate import runs
+from condensate.allocation import keep_freed_memory
 from condensate.atomic import alone_in
 from condensate.console import Display, duration
 from condensate.ending import end_with_parent, raised_when_terminated
@@ -135,6 +136,7 @@ def _work(cell: Cell, place: Place, seconds: float, answer: Connection) -> None:
     """What the process of a cell does."""
     until = time.monotonic() + seconds
     end_with_parent()
+    keep_freed_memory()
     torch.set_num_threads(place.threads)
     try:
         with raised_when_terminated():
