@@ -47,7 +47,7 @@ NOT_MEASURED = "Not measured yet.\n"
 
 
 # Of one kind two machines were measured.
-KINDS_OF_MACHINE = ("cpu", "cpu-kept", "cpu-float32", "cpu-float32-2", "cpu-float32-kept", "cuda")
+KINDS_OF_MACHINE = ("cpu", "cpu-kept", "cpu-float32", "cpu-float32-2", "cpu-float32-kept", "cpu-float32-kept-2", "cuda")
 
 
 def kind(report: Row) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from benchmarks.__main__ import KEPT
 from condensate import allocation
 from condensate.allocation import OWN_SETTINGS, OWN_TUNABLES, keep_freed_memory
 from condensate.studies.workers import each
@@ -47,6 +48,12 @@ def test_freed_memory__is_not_asked_of_the_system_anew():
     asked = "from condensate.allocation import keep_freed_memory\nassert keep_freed_memory()\nprint(second_time())"
     for surroundings in ({}, {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}):
         assert pages_of_the_second_time(asked, surroundings) < all_of(BLOCK) / 100
+
+
+@needs_glibc
+def test_freed_memory__by_the_variables_that_benchmarks_give_all_ways():
+    assert pages_of_the_second_time("print(second_time())") > all_of(BLOCK) / 2
+    assert pages_of_the_second_time("print(second_time())", KEPT) < all_of(BLOCK) / 100
 
 
 @needs_glibc

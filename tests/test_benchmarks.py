@@ -2,9 +2,7 @@
 
 import io
 import json
-import os
 import platform
-import subprocess
 import sys
 import time
 from functools import partial
@@ -214,32 +212,6 @@ def test_program__failed_work_is_told():
     (row,) = worker.rows()
     assert (row["work"], row["way"]) == ("artefact", "failed")
     assert "nowhere" in row["note"]
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the variables are those of the GNU C library")
-def test_kept_memory__is_not_asked_of_the_system_anew():
-    block_used_again = """
-import ctypes, resource
-libc = ctypes.CDLL(None)
-libc.prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: pages of one size, whatever the system prefers
-libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
-for _ in range(2):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    block = libc.malloc(2**26)
-    ctypes.memset(block, 1, 2**26)
-    libc.free(block)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-    usual = {name: value for name, value in os.environ.items() if name not in program.KEPT}
-
-    def pages_of_the_second_time(surroundings: dict[str, str]) -> int:
-        command = [sys.executable, "-c", block_used_again]
-        return int(subprocess.run(command, env=usual | surroundings, check=True, capture_output=True).stdout)
-
-    whole = 2**26 // os.sysconf("SC_PAGE_SIZE")
-    assert pages_of_the_second_time({}) > whole / 2
-    assert pages_of_the_second_time(program.KEPT) < whole / 100
 
 
 def surroundings(process: int) -> bytes:

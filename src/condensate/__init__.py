@@ -5,6 +5,7 @@ from condensate import collecting
 __version__ = "0.1.0"
 
 with collecting.importing():
+    from condensate.allocation import keep_freed_memory
     from condensate.augment import Augment
     from condensate.classic import ClassicAugment
     from condensate.compute import Compute
@@ -63,6 +64,7 @@ __all__ = [
     "evaluate",
     "fit",
     "from_arrays",
+    "keep_freed_memory",
     "load",
     "load_data",
     "load_memory",
