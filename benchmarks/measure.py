@@ -152,12 +152,13 @@ def measure(
             break
         for name, way in work.ways.items():
             seconds[name].append(timed(way.run, times[name]) / way.units)
+    # Before the profiler, whose records lie between what the work allocates after it.
+    memory = {name: way.peak(device) for name, way in work.ways.items()}
     looked = {
         name: way.shares(device, median(seconds[name]) * way.units)
         for name, way in work.ways.items()
         if profiled and median(seconds[name]) * way.units < PROFILED[device.type]
     }
-    memory = {name: way.peak(device) for name, way in work.ways.items()}
     return [
         Measured(
             work.name, name, seconds[name], first[name], way.precision, work.operations, work.moved, memory[name],
@@ -222,7 +223,10 @@ def peak_bytes(run: Run, device: torch.device, kept: bool = False) -> int | None
     forget_peak(kept)
     before = resident("VmRSS")
     run()
-    return max(0, resident("VmHWM") - before)
+    found = max(0, resident("VmHWM") - before)
+    if not kept:
+        leave_memory_as_usual()
+    return found
 
 
 def resident(key: str) -> int:
@@ -244,6 +248,14 @@ def forget_peak(kept: bool = False) -> None:
     if kept:
         keep_freed_memory()
     Path("/proc/self/clear_refs").write_text("5")
+
+
+def leave_memory_as_usual() -> None:
+    """Undo ``forget_peak``: blocks up to the size that the C library comes to by itself are kept."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
+        library.mallopt(M_TRIM_THRESHOLD, 64 * 2**20)
 
 
 def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 # Of the GNU C library's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-KEPT_BELOW = 2**29  # bytes; larger blocks, between which gaps would cost the most, go back to the system
+KEPT_BELOW = 2**28  # bytes; larger blocks, between which gaps would cost the most, go back to the system
 NOTHING_TRIMMED = 2**31 - 1
 OWN_SETTINGS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_")
 OWN_TUNABLES = ("glibc.malloc.mmap_threshold", "glibc.malloc.trim_threshold", "glibc.malloc.mmap_max")
