@@ -7,10 +7,12 @@ import sys
 from collections.abc import Callable
 
 import pytest
+import torch
 
 from benchmarks.__main__ import KEPT
-from condensate import allocation
+from condensate import Streams, allocation, build_network, training
 from condensate.allocation import OWN_SETTINGS, OWN_TUNABLES, keep_freed_memory
+from condensate.examples import Held
 from condensate.studies.workers import each
 
 needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is of the GNU C library")
@@ -75,6 +77,32 @@ def test_freed_memory__other_libraries__have_no_such_setting(monkeypatch: pytest
     monkeypatch.setattr(platform, "libc_ver", lambda: ("musl", "1.2"))
     monkeypatch.setattr(allocation.ctypes, "CDLL", lambda _: pytest.fail("looked for a setting that is not there"))
     assert not keep_freed_memory({})
+
+
+@needs_glibc
+def test_free_memory__given_back__is_not_held():
+    program = f"""
+from pathlib import Path
+from condensate.allocation import give_back_free_memory, keep_freed_memory
+def held():
+    return int(Path("/proc/self/statm").read_text().split()[1])
+before = held()
+keep_freed_memory()
+second_time()
+assert held() - before > {all_of(BLOCK) * 0.9}, "it is not kept"
+give_back_free_memory()
+print(max(0, held() - before))"""
+    assert pages_of_the_second_time(program) < all_of(BLOCK) / 10
+
+
+def test_accuracy__is_not_beside_the_memory_of_training(monkeypatch: pytest.MonkeyPatch):
+    told: list[str] = []
+    monkeypatch.setattr(training, "give_back_free_memory", lambda: told.append("given back"))
+    network = build_network("convnet", (1, 8, 8), 2, Streams(0)("network"), width=4, depth=1)
+    examples = Held(torch.zeros(3, 1, 8, 8), torch.zeros(3, dtype=torch.int64))
+    monkeypatch.setattr(network, "forward", lambda images: told.append("scored") or torch.ones(len(images), 2))
+    training.accuracy(network, examples)
+    assert told == ["given back", "scored"]
 
 
 def find_all_kept(_: int) -> None:

@@ -19,8 +19,8 @@ def keep_freed_memory(surroundings: Mapping[str, str] = os.environ) -> bool:
     By itself it gives every block of more than 32 MiB back to the system, which clears it anew for the next one, and
     networks that are not compiled have many of these: it took up to half of their time. It is a setting of the whole
     process, so a program makes it, never the import. What the user has set for malloc stays as it is, and other
-    libraries have no such setting. Peaks stay what they are but for gaps between blocks; what was held at the most
-    stays held.
+    libraries have no such setting. What was held at the most stays held, but for larger blocks, and until
+    ``give_back_free_memory``.
     """
     tunables = surroundings.get("GLIBC_TUNABLES", "")
     own = any(name in surroundings for name in OWN_SETTINGS) or any(name in tunables for name in OWN_TUNABLES)
@@ -29,3 +29,12 @@ def keep_freed_memory(surroundings: Mapping[str, str] = os.environ) -> bool:
     library = ctypes.CDLL(None)
     settings = ((M_MMAP_THRESHOLD, KEPT_BELOW), (M_TRIM_THRESHOLD, NOTHING_TRIMMED))
     return all(library.mallopt(*setting) == 1 for setting in settings)
+
+
+def give_back_free_memory() -> None:
+    """Give the system the memory that is kept for what comes next, where that needs blocks of other sizes.
+
+    Else the peaks of two kinds of work would add up. It takes milliseconds, and with another C library does nothing.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
+from condensate.allocation import give_back_free_memory
 from condensate.compute import Compute, cached, parts
 from condensate.errors import UserError
 from condensate.examples import Examples, Held, ReadAhead
@@ -284,6 +285,8 @@ def accuracy(network: Network, examples: Examples, batch: int | None = None) -> 
         UserError: Scores are not finite, so that there is no highest one.
     """
     network.eval()
+    if examples.labels.device.type == "cpu":
+        give_back_free_memory()  # of training, whose blocks are smaller
     right = torch.zeros((), dtype=torch.int64, device=examples.labels.device)
     finite = torch.ones((), dtype=torch.bool, device=right.device)
     order = torch.arange(len(examples), device=examples.labels.device)
