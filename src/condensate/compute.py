@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from condensate import compiler
 from condensate.capabilities import has_bfloat16, lacking, tiles_gain
 from condensate.errors import UserError, unknown
 
@@ -65,7 +66,7 @@ class Compute:
 
     def program(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """``function``, compiled if asked for; call it with few different shapes."""
-        return torch.compile(function, dynamic=False, fullgraph=True) if self.compiled else function
+        return compiler.compiled(function) if self.compiled else function
 
 
 @dataclass(frozen=True)

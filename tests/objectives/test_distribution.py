@@ -19,6 +19,7 @@ from condensate import (
     from_arrays,
 )
 from condensate.networks import TiledConvolution
+from condensate.objectives.distribution import _whole_classes
 from condensate.parameterizations import Parameterization
 from condensate.ranks import ALONE, Ranks
 
@@ -309,6 +310,35 @@ def test_dm__groups_of_a_set__not_those_of_another_nor_of_its_labels_before(real
         assert all(torch.equal(a, b) for a, b in zip(gradients(objective, data)[1], expected, strict=True))
     one.labels.copy_(other.labels)
     assert all(torch.equal(a, b) for a, b in zip(gradients(objective, one)[1], wanted[1], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("counts", "piece", "sizes"),
+    [
+        ([8] * 10, 32, [16] * 5),  # one size is one program, where four classes at a time would leave two
+        ([8] * 8, 32, [32, 32]),
+        ([10] * 10, 32, [20] * 5),
+        ([1] * 10, 32, [10]),
+        ([1] * 7, 4, [4, 3]),  # nothing divides seven
+        ([40] * 3, 32, [40] * 3),
+        ([8, 0, 8, 8, 8], 16, [16, 16]),
+        ([8, 3, 8, 8], 16, [11, 16]),
+    ],
+)
+def test_whole_classes__in_groups_of_one_size_where_classes_have_one(counts, piece, sizes):
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    labels = labels[torch.randperm(len(labels), generator=Streams(0)("order"))]
+    groups = _whole_classes(labels, piece, list(range(len(counts))))
+    assert [len(group) for group in groups] == sizes
+    assert torch.cat(groups).sort().values.tolist() == list(range(len(labels)))
+    seen = [set(labels[group].tolist()) for group in groups]
+    assert sum(map(len, seen)) == len(set().union(*seen))
+
+
+def test_whole_classes__of_one_process__its_own_alone():
+    labels = torch.arange(10).repeat_interleave(8)
+    groups = _whole_classes(labels, 32, [1, 4, 7])
+    assert [sorted(set(labels[group].tolist())) for group in groups] == [[1, 4, 7]]
 
 
 class AsOnGpu(Streams):

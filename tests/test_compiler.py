@@ -1,0 +1,85 @@
+"""What the compiler works out once."""
+
+import importlib.util
+import random
+from types import ModuleType
+from typing import Any
+
+import pytest
+import sympy
+import torch._inductor.sizevars as sizes
+from torch._inductor.codegen import cpp
+from torch.utils._sympy.functions import FloorDiv, ModularIndexing
+
+from condensate.compiler import work_out_once
+
+VARIABLES = sympy.symbols("d0:4", integer=True, nonnegative=True)
+
+
+def as_shipped() -> ModuleType:
+    """The compiler's module anew, of which nothing is replaced."""
+    assert sizes.__file__
+    spec = importlib.util.spec_from_file_location("torch._inductor.sizes_as_shipped", sizes.__file__)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def indices(count: int) -> list[Any]:
+    """Indices of the kinds that programs on tiles, pooling and augmentation have."""
+    drawn = random.Random(0)
+
+    def term() -> Any:
+        one, other = drawn.sample(VARIABLES, 2)
+        by, scale = drawn.choice([2, 4, 8, 16, 32]), drawn.choice([1, 3, 128, 4096])
+        return scale * drawn.choice(
+            [
+                one,
+                one,
+                FloorDiv(one - drawn.randrange(4), by),
+                ModularIndexing(one, 1, by),
+                ModularIndexing(one, by, 4),
+                FloorDiv(32 * one + other, by),
+            ]
+        )
+
+    def index() -> Any:
+        return sum((term() for _ in range(drawn.randrange(1, 5))), sympy.Integer(drawn.randrange(99)))
+
+    return [index() for _ in range(count)]
+
+
+def test_strides__are_those_of_the_compiler_as_shipped():
+    assert work_out_once()
+    shipped = as_shipped()
+    for index in indices(15):
+        for variable in VARIABLES:
+            for length in (8, None):
+                expected = shipped.stride_at_vec_range(index, variable, length)
+                assert sizes.stride_at_vec_range(index, variable, length) == expected, (index, variable, length)
+
+
+def test_strides__are_worked_out_once(monkeypatch: pytest.MonkeyPatch):
+    assert work_out_once()
+    assert cpp.stride_at_vec_range is sizes.stride_at_vec_range  # type: ignore[attr-defined]
+    asked = [(index, variable, 8) for index in indices(35) for variable in VARIABLES]
+    before = [sizes.stride_at_vec_range(*each) for each in asked]
+    monkeypatch.setattr(sizes, "stride_at", None)
+    assert [sizes.stride_at_vec_range(*each) for each in asked] == before
+
+
+@pytest.mark.parametrize("missing", ["simplify_index_in_vec_range", "stride_at_vec_range"])
+def test_another_compiler__is_left_as_it_is(monkeypatch: pytest.MonkeyPatch, missing: str):
+    monkeypatch.delattr(sizes, missing)
+    left = dict(vars(sizes))
+    assert not work_out_once.__wrapped__()
+    assert vars(sizes) == left
+
+
+def test_a_compiler_that_asks_otherwise__is_left_as_it_is(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sizes, "simplify_index_in_vec_range", lambda index, var, vec_length, more: index)
+    left = dict(vars(sizes))
+    assert not work_out_once.__wrapped__()
+    assert vars(sizes) == left
