@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import warnings
 from dataclasses import replace
 from hashlib import sha256
@@ -53,7 +54,20 @@ def carried_out(recipe: Recipe, folder, seed: int = 0, changes: dict = TINY) -> 
     return runs.prepare(recipe, session(changes)).at(folder, seed).run()
 
 
-@pytest.mark.parametrize("name", [name for name in shipped() if "-continual-" not in name])
+def smoked_first() -> list[object]:
+    """All recipes; those of which a smoke run makes what it made of one before, at another IPC or of data of the same
+    shape, are slow tests.
+    """
+    seen, found = set(), []
+    for name in (name for name in shipped() if "-continual-" not in name):
+        data, method = re.split("-(?=(?:lo)?(?:dm|dc|dsa|mtt))", name, maxsplit=1)
+        kind = runs.smoked_shape(data), data == "digits", re.sub("-ipc[0-9]+", "", method)
+        found.append(pytest.param(name, marks=[pytest.mark.slow] if kind in seen else []))
+        seen.add(kind)
+    return found
+
+
+@pytest.mark.parametrize("name", smoked_first())
 def test_smoke__every_recipe(name, tmp_path):
     recipe = resolve(name)
     results = runs.prepare(recipe, session(smoke=True)).at(tmp_path, 0).run()
