@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import __main__ as program
-from benchmarks import apart, pages, plans, published, scaling, works
+from benchmarks import apart, compiling, pages, plans, published, scaling, works
 from benchmarks.apart import Apart
 from benchmarks.measure import AROUND, KINDS, Way, Work, measure, peak_bytes, resident, shares, warm
 from benchmarks.works import QUICK, WORKS, Bench
-from condensate import Augment, Compute, ImageData, Streams, build_network
+from condensate import Augment, Compute, ImageData, Streams, build_network, compiler
 from condensate.capabilities import can_compile
 
 CPU = torch.device("cpu")
@@ -199,6 +199,35 @@ def test_apart__keeps_freed_memory_and_answers_what_is_asked(
     apart.main()
     assert told == ["kept", "made, folder", "run", "run"]
     assert capsys.readouterr().out == "answer: null\nanswer: null\nanswer: 7\n"
+
+
+def test_compiling__compilers_take_turns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    took, asked = iter([9.0, 5.0, 8.0, 4.0, 7.0, 3.0]), []
+
+    def anew(*given: str) -> float:
+        asked.append(given)
+        return next(took)
+
+    monkeypatch.setattr(compiling, "anew", anew)
+    file, way = tmp_path / "compile.json", "ours, float32"
+    monkeypatch.setattr(sys, "argv", ["compiling", "dm-ipc1", "--ways", way, "--json", str(file)])
+    compiling.main()
+    assert asked == 3 * [("dm-ipc1", way, compiling.LIKE_PYTORCH), ("dm-ipc1", way, compiling.OURS)]
+    assert [row["seconds"] for row in json.loads(file.read_text())["rows"]] == [[9, 8, 7], [5, 4, 3]]
+
+
+@pytest.mark.parametrize(("how", "ours"), [(compiling.LIKE_PYTORCH, False), (compiling.OURS, True)])
+def test_compiling__first_time_less_the_second_by_that_compiler(monkeypatch: pytest.MonkeyPatch, how: str, ours: bool):
+    seen: list[bool] = []
+
+    def episode() -> None:
+        seen.append(compiler.work_out_once())
+        time.sleep(0.2 if len(seen) == 1 else 0.0)
+
+    monkeypatch.setattr(compiler, "work_out_once", lambda: True)
+    monkeypatch.setitem(WORKS, "dm-ipc1", lambda _: Work("one", {"ours": Way(episode)}))
+    assert 0.1 < compiling.compiled("dm-ipc1", "ours", how) < 0.5
+    assert seen == [ours, ours]
 
 
 def test_names__quick_ones_are_among_them():
