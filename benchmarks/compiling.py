@@ -1,7 +1,7 @@
 """How long programs compile, by PyTorch's compiler as it is and as ours has it: python -m benchmarks.compiling WORK ...
 
-Every compilation has a process of its own that finds nothing compiled before; its seconds are those of the first time
-less those of the second.
+Every compilation has a process of its own that finds nothing compiled before; its seconds are those of the first time,
+all that is imported and prepared for it included, less those of the second.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
-from subprocess import run
+from subprocess import PIPE, run
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ def anew(*asked: str) -> float:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "benchmarks.compiling", "--one", *asked]
         surroundings = os.environ | {"TORCHINDUCTOR_CACHE_DIR": folder}
-        *_, last = run(command, check=True, capture_output=True, text=True, env=surroundings).stdout.split()
+        *_, last = run(command, check=True, stdout=PIPE, text=True, env=surroundings).stdout.split()
     return float(last)
 
 
@@ -59,6 +59,8 @@ def main() -> None:
     if options.one:
         print(compiled(*options.works))
         return
+    if unknown := set(options.works) - set(WORKS):
+        parser.error(f"no piece of work is called {', '.join(sorted(unknown))}; there are {', '.join(WORKS)}")
     rows: list[dict[str, Any]] = []
     for work in options.works:
         for way in options.ways:

@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import sympy
+import torch
 import torch._inductor.sizevars as sizes
 from torch._inductor.codegen import cpp
 from torch.utils._sympy.functions import FloorDiv, ModularIndexing
 
+from condensate import Compute, compiler
 from condensate.compiler import work_out_once
 
+LOOKED_UP = sympy.Symbol("tmp0", integer=True)
 VARIABLES = sympy.symbols("d0:4", integer=True, nonnegative=True)
 
 
@@ -42,6 +45,10 @@ def indices(count: int) -> list[Any]:
                 ModularIndexing(one, 1, by),
                 ModularIndexing(one, by, 4),
                 FloorDiv(32 * one + other, by),
+                ModularIndexing(FloorDiv(one, 2), 1, by),
+                FloorDiv(other + ModularIndexing(one, 1, 4), by),
+                LOOKED_UP,
+                one * LOOKED_UP,
             ]
         )
 
@@ -54,7 +61,7 @@ def indices(count: int) -> list[Any]:
 def test_strides__are_those_of_the_compiler_as_shipped():
     assert work_out_once()
     shipped = as_shipped()
-    for index in indices(15):
+    for index in indices(20):
         for variable in VARIABLES:
             for length in (8, None):
                 expected = shipped.stride_at_vec_range(index, variable, length)
@@ -78,8 +85,35 @@ def test_another_compiler__is_left_as_it_is(monkeypatch: pytest.MonkeyPatch, mis
     assert vars(sizes) == left
 
 
-def test_a_compiler_that_asks_otherwise__is_left_as_it_is(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sizes, "simplify_index_in_vec_range", lambda index, var, vec_length, more: index)
+def test_a_compiler_that_works_otherwise__is_left_as_it_is(monkeypatch: pytest.MonkeyPatch):
+    shipped = as_shipped()
+    for module in (sizes, cpp):
+        monkeypatch.setattr(module, "stride_at_vec_range", shipped.stride_at_vec_range)
+    monkeypatch.setattr(sizes, "simplify_index_in_vec_range", lambda index, var, vec_length: index)
     left = dict(vars(sizes))
     assert not work_out_once.__wrapped__()
     assert vars(sizes) == left
+
+
+def test_an_index_whose_variable_is_nowhere_rounded__is_not_simplified(monkeypatch: pytest.MonkeyPatch):
+    shipped, simplified = as_shipped(), []
+    monkeypatch.setattr(shipped.sympy, "simplify", lambda index: simplified.append(index) or index)
+    for module in (sizes, cpp):
+        monkeypatch.setattr(module, "stride_at_vec_range", shipped.stride_at_vec_range)
+    monkeypatch.setattr(sizes, "simplify_index_in_vec_range", shipped.simplify_index_in_vec_range)
+    assert work_out_once.__wrapped__()
+    one, other, *_ = VARIABLES
+    assert sizes.simplify_index_in_vec_range(128 * one + FloorDiv(other, 4), one, 8) == 128 * one + FloorDiv(other, 4)
+    assert not simplified
+    sizes.simplify_index_in_vec_range(128 * one + FloorDiv(other, 4), other, 8)
+    assert simplified
+
+
+def test_programs__are_compiled_so(monkeypatch: pytest.MonkeyPatch):
+    asked: list[str] = []
+    monkeypatch.setattr(compiler, "work_out_once", lambda: asked.append("once"))
+    monkeypatch.setattr(torch, "compile", lambda function, **options: asked.append("compile") or function)
+    Compute(compiled=False).program(abs)
+    assert not asked
+    Compute(compiled=True).program(abs)
+    assert asked == ["once", "compile"]

@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 import warnings
 from dataclasses import replace
 from hashlib import sha256
@@ -55,15 +54,19 @@ def carried_out(recipe: Recipe, folder, seed: int = 0, changes: dict = TINY) -> 
 
 
 def smoked_first() -> list[object]:
-    """All recipes; those of which a smoke run makes what it made of one before, at another IPC or of data of the same
-    shape, are slow tests.
+    """All recipes; those of which a smoke run makes what it made of one before, but for rates and numbers of steps on
+    other random images of the same shape, are slow tests.
     """
     seen, found = set(), []
     for name in (name for name in shipped() if "-continual-" not in name):
-        data, method = re.split("-(?=(?:lo)?(?:dm|dc|dsa|mtt))", name, maxsplit=1)
-        kind = runs.smoked_shape(data), data == "digits", re.sub("-ipc[0-9]+", "", method)
-        found.append(pytest.param(name, marks=[pytest.mark.slow] if kind in seen else []))
-        seen.add(kind)
+        recipe = runs.smoked(resolve(name))
+        kind = {section: recipe[section] for section in ("parameterization", "start", "network", "augment")}
+        kind["objective"] = {key: value for key, value in recipe["objective"].items() if key != "step_size"}
+        kind["condense"] = {key: recipe["condense"][key] for key in ("episodes", "schedule", "lr_labels")}
+        kind["evaluate"] = {key: recipe["evaluate"][key] for key in ("augmentation", "ops")}
+        text = json.dumps([runs.smoked_shape(recipe["data"]["name"]), kind], sort_keys=True)
+        found.append(pytest.param(name, marks=[pytest.mark.slow] if text in seen else []))
+        seen.add(text)
     return found
 
 

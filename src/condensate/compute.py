@@ -78,8 +78,7 @@ class ComputeOptions:
         precision: Of the features or parameter gradients of real images. auto is bfloat16 where the machine has
             instructions for it, else float32.
         tiles: Compute wide convolutions of compiled float32 programs on a CPU with a quarter of the products; it rounds
-            more and compiles a minute or two longer. auto does where that is known to be faster, and the planned run is
-            long enough.
+            more and compiles longer. auto does where that is known to be faster, and the planned run is long enough.
         chunk: Images that go through a network at once, at most: the memory knob. null is 64 on a CPU, and on a GPU as
             many as have the pixels of 4,096 images of 32x32.
         reuse: Keep the class means of real features (objective dm) in the cache, for runs that differ in storage,

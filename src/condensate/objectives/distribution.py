@@ -110,8 +110,7 @@ class DistributionMatching(Objective):
     def room(cls, layers: Layers, compute: Compute, classes: int, images: int, **options: Any) -> Room:
         """Two layers of a piece of real images, or all layers of the synthetic images of whole classes."""
         real = 2 * layers.largest * compute.at_once * compute.precision.itemsize / 4
-        each = max(1, images // classes)
-        whole = each * _classes_at_once(classes, each, compute.at_once)
+        whole = max(images // classes, min(compute.at_once, images))
         return Room(max(real, layers.every * (whole if whole <= compute.chunk else compute.at_once)))
 
     def reuse(self, folder: Path, kind: dict[str, Any]) -> None:
@@ -250,11 +249,6 @@ def _group(labels: Tensor, index: Tensor, classes: int, piece: int | None) -> Gr
     return list(zip(index.tensor_split(pieces), weights.tensor_split(pieces), strict=True)), (count > 0).float()
 
 
-def _classes_at_once(classes: int, each: int, piece: int) -> int:
-    """Classes of as many images each that make a group of at most ``piece``; groups of one size are one program."""
-    return -(-classes // parts(classes, max(1, piece // each)))
-
-
 def _whole_classes(labels: Tensor, piece: int | None, own: list[int]) -> list[Tensor]:
     """Indices of images of the classes ``own``, by groups of whole classes of at most ``piece`` images, or of one."""
     order = labels.argsort(stable=True)
@@ -263,8 +257,8 @@ def _whole_classes(labels: Tensor, piece: int | None, own: list[int]) -> list[Te
     of_classes = order.split(labels.bincount().tolist())
     held = [of_classes[label] for label in own if label < len(of_classes) and len(of_classes[label])]
     sizes = {len(of_class) for of_class in held}
-    if len(sizes) == 1:
-        some = _classes_at_once(len(held), sizes.pop(), piece)
+    if len(sizes) == 1:  # groups are of one size, too, where a number of them allows it: that is one program
+        some = -(-len(held) // parts(len(held), max(1, piece // sizes.pop())))
         return [torch.cat(held[first : first + some]) for first in range(0, len(held), some)]
     groups: list[list[Tensor]] = [[]]
     for of_class in held:
