@@ -93,7 +93,7 @@ def test_plan__images_of_any_size__training_and_scoring_take_no_more(monkeypatch
     for side in (32, 64, 128):
         shape, recipe = (3, side, side), resolve("cifar10-dm-ipc10", changes)
         piece = trained_at_once(shape, Compute(), torch.device("cpu"))
-        seen.append(peaks.peaks(recipe, shape, 10, 100, 100, piece, torch.device("cpu"))[1] - 100 * 12 * side**2)
+        seen.append(peaks.peaks(recipe, shape, 10, 400, 400, piece, torch.device("cpu"))[1] - 400 * 12 * side**2)
     assert max(seen) < 1.6 * min(seen)
 
 

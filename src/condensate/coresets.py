@@ -83,7 +83,7 @@ def embed(network: Network, real: Split, chunk: int | None = None) -> Callable[[
     @torch.no_grad()
     def features(index: Tensor) -> Tensor:
         network.eval()
-        parts = index.split(chunk or scored_at_once(real.shape))
+        parts = index.split(chunk or scored_at_once(real.shape, index.device))
         real.expect(parts)
         return torch.cat([network.features(real.images(part)) for part in parts])
 

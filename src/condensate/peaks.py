@@ -43,7 +43,7 @@ def peaks(
     training = recipe.evaluate
     used = _used(compute.compiled or training.compile == "always", compute.tiled or training.tiles == "always")
     held = images * layers.image if images * layers.image <= HELD_BYTES else 0
-    scored = 2 * layers.largest * scored_at_once(shape)
+    scored = (3 if device.type == "cpu" else 2) * layers.largest * scored_at_once(shape, device)  # a CPU's has gaps
     scoring = used + held + max(layers.every * trained, scored)
     return int(condensing), int(scoring)
 

@@ -17,6 +17,7 @@ from condensate.data.cache import folder as cache_folder
 from condensate.parameterizations import Shape
 from condensate.recipe import Recipe
 from condensate.streams import Streams
+from condensate.training import scored_at_once
 
 PATIENCE = 0.8  # seconds a measurement goes on for
 # How much faster than eager ones compiled programs are: python -m benchmarks. Two cores, where freed memory is kept,
@@ -75,9 +76,11 @@ def _measure(recipe: Recipe, shape: Shape, classes: int, batch: int, device: tor
         with torch.no_grad():
             low.features(images.to(precision))
 
+    scored = torch.zeros(scored_at_once(shape, device), *shape, device=device)
+
     def scoring() -> None:
         with torch.no_grad():
-            net(images)
+            net(scored)
 
     def there_and_back() -> None:
         net(images.clone().requires_grad_()).sum().backward()
@@ -104,7 +107,7 @@ def _measure(recipe: Recipe, shape: Shape, classes: int, batch: int, device: tor
         gain * (TILED_GAIN if compute.tiled else 1.0) * both_ways,
         low_gain * both_ways,
         batch / _seconds(training, device),
-        compute.chunk / _seconds(scoring, device),
+        len(scored) / _seconds(scoring, device),
     )
 
 

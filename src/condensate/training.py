@@ -256,7 +256,8 @@ def _rehearsed(
 
 
 # Of images that go through a network at once where nothing else bounds them, so that memory does not grow with them.
-PIXELS_SCORED, PIXELS_TRAINED = 512 * 32 * 32, 256 * 32 * 32
+# What a CPU scores stays near its caches: it is quicker so, and holds a sixteenth (docs/performance.md).
+PIXELS_SCORED, PIXELS_SCORED_ON_CPU, PIXELS_TRAINED = 512 * 32 * 32, 32 * 32 * 32, 256 * 32 * 32
 
 
 def trained_at_once(shape: Sequence[int], compute: Compute, device: torch.device) -> int | None:
@@ -267,9 +268,10 @@ def trained_at_once(shape: Sequence[int], compute: Compute, device: torch.device
     return max(1, PIXELS_TRAINED // pixels)
 
 
-def scored_at_once(shape: Sequence[int]) -> int:
-    """Images (C, H, W) that are scored at a time: 512, fewer of more than 32x32, so that memory does not grow."""
-    return max(1, min(512, PIXELS_SCORED // (shape[1] * shape[2])))
+def scored_at_once(shape: Sequence[int], device: torch.device) -> int:
+    """Images (C, H, W) that are scored at a time: at most 512, fewer the larger they are, and on a CPU."""
+    pixels = PIXELS_SCORED_ON_CPU if device.type == "cpu" else PIXELS_SCORED
+    return max(1, min(512, pixels // (shape[1] * shape[2])))
 
 
 @torch.no_grad()
@@ -290,7 +292,7 @@ def accuracy(network: Network, examples: Examples, batch: int | None = None) -> 
     right = torch.zeros((), dtype=torch.int64, device=examples.labels.device)
     finite = torch.ones((), dtype=torch.bool, device=right.device)
     order = torch.arange(len(examples), device=examples.labels.device)
-    batches = order.split(batch or scored_at_once(examples.images(order[:1]).shape[1:]))
+    batches = order.split(batch or scored_at_once(examples.images(order[:1]).shape[1:], order.device))
     if isinstance(examples, ReadAhead):
         examples.expect(batches)
     for index in batches:
