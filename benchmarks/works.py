@@ -43,7 +43,7 @@ from condensate.examples import Held
 from condensate.networks import forward_operations
 from condensate.networks.tiled import LEAST_CHANNELS
 from condensate.together import Together
-from condensate.training import mean_loss
+from condensate.training import accuracy, mean_loss
 
 Shape = tuple[int, int, int]
 
@@ -342,6 +342,19 @@ def evaluation(bench: Bench, networks: int) -> Work:
     return Work(named, ways, 3.0 * 80 * networks * asked * each, moved)
 
 
+def scoring(bench: Bench, count: int) -> Work:
+    """Some thousand test images through a network; there are 10,000."""
+    data = bench.images((3, 32, 32), 10)
+    network, part = bench.network(data), data.train.subset(torch.arange(count, device=bench.device) % len(data.train))
+    images, each = part.images(), forward_operations(bench.network(data), data.shape)
+    held = Held(images, part.labels)
+    ways = {
+        "published": Way(partial(published.score, network, images, part.labels)),
+        "ours": Way(partial(accuracy, network, held)),
+    }
+    return Work(f"{count:,} test images through a network", ways, count * each, float(images.nbytes))
+
+
 def experts(bench: Bench, count: int) -> Work:
     """An epoch of an expert on some thousand real images; a whole one has 50,000."""
     data = bench.images((3, 32, 32), 10)
@@ -444,6 +457,7 @@ WORKS: dict[str, Callable[[Bench], Work]] = {
     "dm-128": partial(dm, shape=(3, 128, 128), classes=10, ipc=1),
     "evaluation": partial(evaluation, networks=20),
     "evaluation-2": partial(evaluation, networks=2),
+    "scoring": partial(scoring, count=2048),
     "experts": partial(experts, count=5120),
     "start": partial(first_episode, imports=True),
     "set-up": partial(first_episode, imports=False),

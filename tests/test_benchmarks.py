@@ -88,7 +88,15 @@ def test_work__both_ways_give_the_same_gradient(plainly: Bench, monkeypatch: pyt
         torch.testing.assert_close(other, one, rtol=2e-3, atol=2e-5 * float(one.abs().max()))
 
 
-@pytest.mark.parametrize("name", ["features", "dm-ipc10", "dc-ipc10", "dsa-ipc1", "mtt", "experts", "evaluation-2"])
+def test_scoring__finds_the_same_share_right(bench: Bench):
+    theirs, ours = (way.run() for way in WORKS["scoring"](bench).ways.values())
+    assert theirs == ours
+    assert 0 < theirs < 1
+
+
+@pytest.mark.parametrize(
+    "name", ["features", "dm-ipc10", "dc-ipc10", "dsa-ipc1", "mtt", "experts", "evaluation-2", "scoring"]
+)
 def test_work__needs_no_more_operations_than_any_way_does(monkeypatch: pytest.MonkeyPatch, name: str):
     """So shares of the product rate are of what must be done, not more; half as many would be another mistake."""
     monkeypatch.setattr(Bench, "width", 64)  # where the first layer, which leads no gradient back, is a small part
@@ -96,7 +104,7 @@ def test_work__needs_no_more_operations_than_any_way_does(monkeypatch: pytest.Mo
     monkeypatch.setattr(Bench, "computes", lambda self, **asked: {"ours, float32": Compute()})
     make = partial(works.mtt, ipc=1, steps=2) if name == "mtt" else WORKS[name]
     work = make(Bench(CPU))
-    for way in ("published", "ours, float32"):
+    for way in ("published", "ours, float32", "ours"):
         if way in work.ways:
             with FlopCounterMode(display=False) as counted:
                 work.ways[way].run()

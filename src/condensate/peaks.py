@@ -38,7 +38,7 @@ def peaks(
     elif piece_trained:
         trained = min(trained, piece_trained)
     room = OBJECTIVES[objective["name"]].room(layers, compute, classes, images, **recipe.options("objective"))
-    matched = room.activations / 2 if compute.compiled else room.activations
+    matched = room.activations / 2 if compute.compiled and not compute.tiled else room.activations
     condensing = _used(compute.compiled, compute.tiled) + matched + room.lasting
     training = recipe.evaluate
     used = _used(compute.compiled or training.compile == "always", compute.tiled or training.tiles == "always")

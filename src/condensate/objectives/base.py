@@ -63,7 +63,7 @@ class Room:
     program may be differentiated again, and twice that under a gradient of gradients.
 
     Args:
-        activations: Of eager programs; compiled ones take about half.
+        activations: Of eager programs, and of those on tiles; others that are compiled take about half.
         lasting: Beside them, compiled or not.
     """
 
