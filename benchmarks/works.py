@@ -241,6 +241,28 @@ def dc(bench: Bench, ipc: int, augmented: bool) -> Work:
     return Work(named, ways, (3 * real + 7 * made) * each, _moved(data, real, made))
 
 
+def between(bench: Bench, ipc: int, epochs: int) -> Work:
+    """A network trained on the synthetic images between two matches of DSA; 50 epochs are published at IPC 10."""
+    data = bench.images((3, 32, 32), 10)
+    made = synthetic(bench, Pixels(10 * ipc, data.shape), data)
+    images, plain = made.images().detach(), bench.network(data)
+    theirs = partial(
+        published.train, plain, images, made.labels, epochs, Streams(0)("published"),
+        lr=0.01, momentum=0.0, weight_decay=0.0,
+    )  # fmt: skip
+
+    def ours(compute: Compute) -> Way:
+        matching = GradientMatching(
+            data.train, bench.network(data), Augment(), bench.streams(), compute, inner_loop=epochs
+        )
+        return Way(partial(matching._train, made, bench.streams()("inner")))
+
+    ways = {"published": Way(theirs), "ours, float32, not compiled": ours(Compute())}
+    ways |= {name: ours(compute) for name, compute in bench.computes(low=False).items() if compute.compiled}
+    operations = 3.0 * len(images) * epochs * forward_operations(plain, data.shape)
+    return Work(f"DSA's network trained between matches, IPC {ipc}, {epochs} epochs", ways, operations, images.nbytes)
+
+
 class Straight:
     """Experts that go a straight way from one network to another: matching them costs what matching real ones does.
 
@@ -457,6 +479,7 @@ WORKS: dict[str, Callable[[Bench], Work]] = {
     "dm-128": partial(dm, shape=(3, 128, 128), classes=10, ipc=1),
     "evaluation": partial(evaluation, networks=20),
     "evaluation-2": partial(evaluation, networks=2),
+    "between": partial(between, ipc=10, epochs=5),
     "scoring": partial(scoring, count=2048),
     "experts": partial(experts, count=5120),
     "start": partial(first_episode, imports=True),

@@ -95,7 +95,7 @@ def test_scoring__finds_the_same_share_right(bench: Bench):
 
 
 @pytest.mark.parametrize(
-    "name", ["features", "dm-ipc10", "dc-ipc10", "dsa-ipc1", "mtt", "experts", "evaluation-2", "scoring"]
+    "name", ["features", "dm-ipc10", "dc-ipc10", "dsa-ipc1", "mtt", "experts", "evaluation-2", "scoring", "between"]
 )
 def test_work__needs_no_more_operations_than_any_way_does(monkeypatch: pytest.MonkeyPatch, name: str):
     """So shares of the product rate are of what must be done, not more; half as many would be another mistake."""
@@ -104,7 +104,7 @@ def test_work__needs_no_more_operations_than_any_way_does(monkeypatch: pytest.Mo
     monkeypatch.setattr(Bench, "computes", lambda self, **asked: {"ours, float32": Compute()})
     make = partial(works.mtt, ipc=1, steps=2) if name == "mtt" else WORKS[name]
     work = make(Bench(CPU))
-    for way in ("published", "ours, float32", "ours"):
+    for way in ("published", "ours, float32", "ours", "ours, float32, not compiled"):
         if way in work.ways:
             with FlopCounterMode(display=False) as counted:
                 work.ways[way].run()

@@ -279,7 +279,7 @@ def test_way__scores_are_distributed_as_one_by_one(way: dict[str, Any]):
     ("compiled", "together", "norm", "chunk"),
     [
         (True, 1, "instance", 512),
-        (False, 1, "instance", 256 * 16),
+        (False, 1, "instance", 64 * 16),
         (True, 2, "instance", None),
         (True, 1, "batch", None),
     ],

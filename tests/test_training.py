@@ -351,6 +351,25 @@ def test_together__of_soft_labels_is_each_alone():
         torch.testing.assert_close(weights(other), weights(one), rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize(
+    ("count", "batch", "chunk", "sizes"), [(52, 32, 5, {4}), (42, 32, 5, {4, 5}), (24, 8, 20, {8}), (7, 3, 1, {1})]
+)
+def test_fit__batches_of_two_sizes__fall_into_pieces_of_one_where_they_can(
+    count: int, batch: int, chunk: int, sizes: set[int]
+):
+    """A program is compiled for each: CIFAR-10's 50,000 images end in a batch of 80."""
+    seen, learner = list[int](), network()
+
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        seen.append(len(images))
+        return functional.cross_entropy(learner(images), labels)
+
+    held = examples(count, torch.float32)
+    fit(learner, held, epochs=1, generator=seeded(), batch=batch, chunk=chunk, loss=loss)
+    assert set(seen) == sizes
+    assert sum(seen) == count
+
+
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7])
 def test_fit__batches_piece_by_piece__trains_as_with_whole_ones(chunk: int):
     whole, pieces, seen = network().double(), network().double(), list[int]()

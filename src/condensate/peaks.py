@@ -15,7 +15,7 @@ from condensate.training import scored_at_once
 
 SCRATCH_BYTES = 100 * 2**20  # what libraries take once they are used, whatever the work
 COMPILER_BYTES = 64 * 2**20  # what torch.compile keeps of the programs it has made
-TILES_BYTES = 48 * 2**20  # and of those on tiles, which are longer and hold their sums, so much more
+TILES_BYTES = 64 * 2**20  # and of those on tiles, which are longer and hold their sums, so much more
 
 
 def peaks(

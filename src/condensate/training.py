@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import gcd
 from typing import Protocol
 
 import torch
@@ -104,13 +105,14 @@ def fit(
     optimizer = SGD(network.parameters(), lr, momentum, weight_decay=weight_decay, fused=True)
     before = bookmark.last() if bookmark else None
     sizes = _batch_sizes(len(examples), batch, joined=join_last and network.batch_statistics)
+    piece = _piece(sizes, chunk) if chunk else max(sizes)
 
     def step(index: Tensor) -> Tensor:
         optimizer.zero_grad()
         images, labels = examples.images(index), examples.labels[index]
         if replay is None:
             seen = augment.unpaired(images, *generators) if augment else images
-            pieces = parts(len(seen), chunk or len(seen))
+            pieces = parts(len(index), piece * len(generators))
             value = _add_gradient(loss, seen.detach(), labels.detach(), pieces, len(generators))
         else:
             value = _rehearsed(network, images, labels, replay, augment, generators[0])
@@ -153,6 +155,15 @@ def _batch_sizes(count: int, batch: int, joined: bool) -> list[int]:
     if joined and sizes[1:] and sizes[-1] == 1:
         sizes[-2:] = [batch + 1]
     return sizes
+
+
+def _piece(sizes: list[int], chunk: int) -> int:
+    """Images of a piece, at most: a size that all batches fall into where half a chunk or more does, else the chunk.
+
+    A program is compiled for each size.
+    """
+    common = gcd(*sizes)
+    return next((size for size in range(chunk, chunk // 2, -1) if common % size == 0), chunk)
 
 
 def _shuffled(sizes: list[int], generators: Sequence[torch.Generator]) -> list[Tensor]:
@@ -256,8 +267,9 @@ def _rehearsed(
 
 
 # Of images that go through a network at once where nothing else bounds them, so that memory does not grow with them.
-# What a CPU scores stays near its caches: it is quicker so, and holds a sixteenth (docs/performance.md).
-PIXELS_SCORED, PIXELS_SCORED_ON_CPU, PIXELS_TRAINED = 512 * 32 * 32, 32 * 32 * 32, 256 * 32 * 32
+# What a CPU scores stays near its caches: it is quicker so, and holds a sixteenth; training is as quick with a quarter
+# of a batch as with all of it (docs/performance.md).
+PIXELS_SCORED, PIXELS_SCORED_ON_CPU, PIXELS_TRAINED = 512 * 32 * 32, 32 * 32 * 32, 64 * 32 * 32
 
 
 def trained_at_once(shape: Sequence[int], compute: Compute, device: torch.device) -> int | None:

@@ -26,6 +26,7 @@ from condensate.capabilities import can_compile
 from condensate.data import measure
 from condensate.networks import TiledConvolution
 from condensate.parameterizations import Parameterization
+from condensate.training import mean_loss
 from tests.launches import Launches
 
 CLASSES, SHAPE, BATCH = 3, (3, 8, 12), 7
@@ -296,6 +297,19 @@ def test_episode__compiled__equals_eager(real, norm):
     assert_same(steps(True), steps(False))
 
 
+def test_episode__compiled__trains_by_a_program_too(real, monkeypatch):
+    """Most of the published schedules at 10 and 50 images a class is training between matches."""
+    ran = []
+    monkeypatch.setattr(
+        "torch.compile", lambda function, **_: lambda *given: ran.append(function.__qualname__) or function(*given)
+    )
+    of = synthetic()
+    list(matching(real, Compute(compiled=True), **TRAINED).episode(of, 0))
+    batches = -(-len(of) // TRAINED["batch_train"])
+    trained = (TRAINED["outer_loop"] - 1) * TRAINED["inner_loop"] * batches
+    assert len([name for name in ran if name.startswith(mean_loss.__name__)]) == trained
+
+
 def test_episode__network_can_be_trained_and_holds_no_gradient(real):
     objective, of = matching(real, **TRAINED), synthetic()
     objective.network.requires_grad_(False)
@@ -328,8 +342,8 @@ def test_condense__loss_falls(real):
 
 
 @pytest.mark.parametrize("each", [2, 11])
-def test_activation_memory__matching_sees_no_more_than_a_chunk(real, each):
-    objective = matching(real, Compute(chunk=5), batch_real=19)
+def test_activation_memory__matching_and_training_see_no_more_than_a_chunk(real, each):
+    objective = matching(real, Compute(chunk=5), batch_real=19, outer_loop=2)
     seen, forward = [], objective.network.forward
     objective.network.forward = lambda images: (seen.append(len(images)), forward(images))[1]
     list(objective.episode(synthetic(labels=class_major(CLASSES, each)), 0))

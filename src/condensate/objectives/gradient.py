@@ -1,6 +1,7 @@
 """Gradient matching: DC, with siamese augmentation DSA, and over low-rank storage LoDC and LoDSA."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import count, islice
 from typing import Any, ClassVar, Literal
@@ -22,7 +23,7 @@ from condensate.objectives.programs import Named, inner_product, parameter_gradi
 from condensate.ranks import ALONE, Ranks
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset
-from condensate.training import fit
+from condensate.training import fit, mean_loss
 
 State = tuple[Named, Named]  # parameters and buffers
 Reader = Callable[[Tensor], tuple[Tensor, ...]]
@@ -141,6 +142,8 @@ class GradientMatching(Objective):
         self._gradient = self.compute.program(_in(self.dtype, gradient))
         self._match = self.compute.program(_pixel_gradient(gradient, self.distance))
         self._pull_back = self.compute.program(_pixel_gradient(gradient, inner_product))
+        # Trained in float32; a network on tiles needs no other.
+        self._loss = mean_loss(self.network, replace(self.compute, precision=torch.float32, tiled=False))
 
     @classmethod
     def planned(cls, classes: int, images: int, **options: Any) -> Work:
@@ -303,8 +306,10 @@ class GradientMatching(Objective):
             momentum=0.0,
             weight_decay=0.0,
             batch=self.batch_train,
+            chunk=None if self.network.batch_statistics else self.compute.at_once,
             drop=False,
             augment=self.augment if self.augment.ops else None,
+            loss=self._loss,
         )
 
 
