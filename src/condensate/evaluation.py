@@ -18,7 +18,7 @@ from condensate.networks import Network, build
 from condensate.ranks import ALONE, Ranks
 from condensate.streams import Streams
 from condensate.together import Together
-from condensate.training import Augmentation, Bookmark, accuracy, fit, mean_loss, trained_at_once
+from condensate.training import Augmentation, Bookmark, accuracy, fit, mean_loss, taught
 from condensate.whitening import seen_alike
 
 HELD_BYTES = 2**28
@@ -95,8 +95,6 @@ def train_networks(
     if len(examples) * sample.numel() * sample.element_size() <= HELD_BYTES:
         examples = Held(examples.images().detach(), examples.labels)
     compute = compute or Compute()
-    if compute.compiled:
-        torch._dynamo.reset()  # a process may compile a program a few times only, and every kind of network is one
     pupils = _Pupils(network, network_options or {}, shape, classes, streams)
     lessons = _Lessons(examples, epochs, lr, augment, compute, bookmark)
     numbers = range(start, repeats, every)
@@ -152,20 +150,19 @@ class _Lessons:
 def _alone(pupils: _Pupils, lessons: _Lessons, numbers: range) -> Iterator[Network]:
     """One after another, in the one network that the program knows: it is compiled once."""
     one = pupils.made(pupils.streams("program"))
-    one.to(memory_format=lessons.compute.memory_format)  # type: ignore[call-overload]
-    loss, chunk = mean_loss(one, lessons.compute), None
-    if not one.batch_statistics:
-        chunk = trained_at_once(pupils.shape, lessons.compute, lessons.examples.labels.device)
+    way = taught(one, lessons.compute, pupils.shape, lessons.examples.labels.device)
     for number in numbers:
         generator = pupils.generator(number)
         one.reset_(generator)
-        lessons.give(one, generator, number, loss, chunk)
+        lessons.give(one, generator, number, **way)
         yield deepcopy(one).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 def _together(pupils: _Pupils, lessons: _Lessons, numbers: range, most: int) -> Iterator[Network]:
     """In groups as even as can be: the work of a small one fills no GPU, and is compiled anew."""
     memory_format = lessons.compute.memory_format if lessons.examples.labels.device.type == "cuda" else None
+    if lessons.compute.compiled:
+        torch._dynamo.reset()  # see ``taught``
     while numbers:
         groups = -(-len(numbers) // most)
         size = -(-len(numbers) // groups)

@@ -50,7 +50,7 @@ def measured_rates(recipe: Recipe, shape: Shape, classes: int, batch: int, devic
     """Measured once, in seconds, and kept in the cache; ``batch`` images are trained on at a time."""
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu x {torch.get_num_threads()}"
     key = [recipe["network"], shape, classes, batch, recipe["compute"], where, str(torch.__version__)]
-    key += [COMPILED_GAIN[device.type], TILED_GAIN]
+    key += [COMPILED_GAIN[device.type], TILED_GAIN, scored_at_once(shape, device)]
     file = cache_folder() / f"rates-{sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
     try:
         return Rates(**json.loads(file.read_text()))

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import gcd
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -270,6 +270,18 @@ def _rehearsed(
 # What a CPU scores stays near its caches: it is quicker so, and holds a sixteenth; training is as quick with a quarter
 # of a batch as with all of it (docs/performance.md).
 PIXELS_SCORED, PIXELS_SCORED_ON_CPU, PIXELS_TRAINED = 512 * 32 * 32, 32 * 32 * 32, 64 * 32 * 32
+
+
+def taught(network: Network, compute: Compute, shape: Sequence[int], device: torch.device) -> dict[str, Any]:
+    """How ``fit`` is to train a network on images (C, H, W): ``loss``, its program, and ``chunk``, its pieces.
+
+    The network is laid out as such programs take it best.
+    """
+    if compute.compiled:
+        torch._dynamo.reset()  # a process may compile a program a few times only, and every kind of network is one
+    network.to(memory_format=compute.memory_format)  # type: ignore[call-overload]
+    chunk = None if network.batch_statistics else trained_at_once(shape, compute, device)
+    return {"loss": mean_loss(network, compute), "chunk": chunk}
 
 
 def trained_at_once(shape: Sequence[int], compute: Compute, device: torch.device) -> int | None:

@@ -1,15 +1,14 @@
 """From a recipe to the objects it describes."""
 
 from condensate.assemble.images import image_data, random_data, scoring_split
-from condensate.assemble.matching import experts, experts_compute, make_experts, objective, reuse
-from condensate.assemble.networks import network, networks_of, training_augment
+from condensate.assemble.matching import experts, make_experts, objective, reuse
+from condensate.assemble.networks import network, networks_of, training_augment, training_compute
 from condensate.assemble.sets import BASELINES, baseline, guarantee, images_per_class, normalised, start
 
 __all__ = [
     "BASELINES",
     "baseline",
     "experts",
-    "experts_compute",
     "guarantee",
     "image_data",
     "images_per_class",
@@ -23,4 +22,5 @@ __all__ = [
     "scoring_split",
     "start",
     "training_augment",
+    "training_compute",
 ]

@@ -6,25 +6,21 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
-import torch
-
-from condensate.assemble.networks import network
+from condensate.assemble.networks import network, training_compute
 from condensate.augment import Augment
-from condensate.compute import Compute, ComputeOptions
+from condensate.compute import Compute
 from condensate.data import ImageData
 from condensate.data.cache import folder as cache_folder
 from condensate.errors import UserError
 from condensate.experts import Parameters, Store, trajectory
-from condensate.networks import Network, forward_operations, tileable
 from condensate.objectives import OBJECTIVES, Objective
 from condensate.objectives.trajectory import check_window, last_epoch
-from condensate.parameterizations import Shape
 from condensate.ranks import ALONE, Ranks
 from condensate.recipe import Recipe, Values
 from condensate.records import environment
 from condensate.sheets import resolve, shipped
 from condensate.streams import Streams
-from condensate.training import mean_loss
+from condensate.training import taught
 
 
 def objective(
@@ -105,13 +101,6 @@ def _experts_command(recipe: Recipe) -> str:
     return " ".join(words)
 
 
-def experts_compute(recipe: Recipe, trained: Network, shape: Shape, passes: int, device: torch.device) -> Compute:
-    """How experts are trained, through which so many images pass: in float32, else as the recipe computes."""
-    said, operations = recipe["compute"], 3 * passes * forward_operations(trained, shape)
-    asked = ComputeOptions(said["compile"], "float32", said["tiles"])
-    return asked.resolve(device, operations, shape[1] * shape[2], tiles=tileable(trained))
-
-
 def make_experts(
     recipe: Recipe,
     data: ImageData,
@@ -126,14 +115,11 @@ def make_experts(
     streams, augment = Streams(options.seed, device), Augment(**recipe["augment"])
     trained = network(recipe, data.shape, outputs or len(data.classes), streams("network"))
     passes = len(store.missing()) * store.epochs * len(data.train)
-    compute = experts_compute(recipe, trained, data.shape, passes, device)
-    chunk = None if trained.batch_statistics else compute.piece
-    trained.to(memory_format=compute.memory_format)  # type: ignore[call-overload]
-    loss = mean_loss(trained, compute)
+    way = taught(trained, training_compute(recipe, trained, data.shape, passes, device), data.shape, device)
 
     def train(number: int) -> list[Parameters]:
         try:
-            return trajectory(trained, data.train, streams, number, store.epochs, augment, options, loss, chunk)
+            return trajectory(trained, data.train, streams, number, store.epochs, augment, options, **way)
         except UserError as error:
             smaller = f"as in --experts.lr {options.lr / 10:g}"
             raise UserError(f"an expert diverged at experts.lr {options.lr:g}; try a smaller one, {smaller}") from error

@@ -4,8 +4,9 @@ import torch
 
 from condensate.augment import Augment
 from condensate.classic import ClassicAugment
+from condensate.compute import Compute, ComputeOptions
 from condensate.errors import UserError, unknown
-from condensate.networks import LISTS, NETWORKS, VARIANTS, Network, build, outline
+from condensate.networks import LISTS, NETWORKS, VARIANTS, Network, build, forward_operations, outline, tileable
 from condensate.parameterizations import Shape
 from condensate.recipe import Recipe, Values
 from condensate.training import Augmentation
@@ -14,6 +15,16 @@ from condensate.training import Augmentation
 def network(recipe: Recipe, shape: Shape, classes: int, generator: torch.Generator) -> Network:
     """The recipe's network, initialised."""
     return build(recipe["network"]["name"], shape, classes, generator, **recipe.options("network"))
+
+
+def training_compute(recipe: Recipe, trained: Network, shape: Shape, passes: int, device: torch.device) -> Compute:
+    """How a network is trained on real images, through which so many pass, for what it comes to: as an expert is.
+
+    In float32, else as the recipe computes.
+    """
+    said, operations = recipe["compute"], 3 * passes * forward_operations(trained, shape)
+    asked = ComputeOptions(said["compile"], "float32", said["tiles"])
+    return asked.resolve(device, operations, shape[1] * shape[2], tiles=tileable(trained))
 
 
 def networks_of(recipe: Recipe, shape: Shape, classes: int) -> list[tuple[str, str, Values]]:

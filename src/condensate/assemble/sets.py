@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from condensate import __version__
-from condensate.assemble.networks import network, training_augment
+from condensate.assemble.networks import network, training_augment, training_compute
 from condensate.coresets import embed
 from condensate.data import ImageData
 from condensate.objectives import OBJECTIVES
@@ -19,7 +19,7 @@ from condensate.recipe import STUDIES, Recipe, Values
 from condensate.starts import STARTS
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset, class_major
-from condensate.training import fit
+from condensate.training import fit, taught
 
 # What a comparison row changes of its recipe; with no episode, a start from real images is a baseline.
 BASELINES: dict[str, dict[str, Any]] = {
@@ -68,9 +68,17 @@ def start(recipe: Recipe, data: ImageData, streams: Streams, outputs: int | None
     def trained_features() -> Callable[[Tensor], Tensor]:
         trained = network(recipe, data.shape, outputs or classes, streams("embed"))
         epochs = recipe.evaluate.epochs_full
-        augment = training_augment(recipe)
-        fit(trained, data.train, epochs=epochs, generator=streams("embed", "order"), join_last=True, augment=augment)
-        return embed(trained, data.train)
+        compute = training_compute(recipe, trained, data.shape, epochs * len(data.train), device)
+        fit(
+            trained,
+            data.train,
+            epochs=epochs,
+            generator=streams("embed", "order"),
+            join_last=True,
+            augment=training_augment(recipe),
+            **taught(trained, compute, data.shape, device),
+        )
+        return embed(trained.to(memory_format=torch.contiguous_format), data.train)  # type: ignore[call-overload]
 
     real = data.train.seen_through(None) if data.whitening is not None and stored.holds_pixels else data.train
     STARTS[recipe["start"]["name"]](stored, real, trained_features, streams, **recipe.options("start"))
