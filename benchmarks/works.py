@@ -43,7 +43,7 @@ from condensate.examples import Held
 from condensate.networks import forward_operations
 from condensate.networks.tiled import LEAST_CHANNELS
 from condensate.together import Together
-from condensate.training import accuracy, mean_loss
+from condensate.training import accuracy, mean_loss, trained_at_once
 
 Shape = tuple[int, int, int]
 
@@ -335,7 +335,8 @@ def evaluation(bench: Bench, networks: int) -> Work:
 
     def one_by_one(compute: Compute) -> Way:
         network = bench.network(data).to(memory_format=compute.memory_format)  # type: ignore[call-overload]
-        loss, chunk, epochs = mean_loss(network, compute), compute.piece, min(many, 200)
+        loss, chunk = mean_loss(network, compute), trained_at_once(data.shape, compute, bench.device)
+        epochs = min(many, 200)
 
         def run() -> None:
             for number in range(ran):
@@ -395,7 +396,7 @@ def experts(bench: Bench, count: int) -> Work:
         given: dict[str, Any] = {
             "epochs": epochs,
             "generator": own,
-            "chunk": compute.piece,
+            "chunk": trained_at_once(data.shape, compute, bench.device),
             "augment": Augment(),
             "loss": loss,
         }

@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from condensate import Compute, Streams, UserError, assemble
+from condensate import Compute, UserError
 from condensate.assemble import training_compute
 from condensate.compute import (
     WORTH_COMPILING,
@@ -243,27 +242,8 @@ def test_training_compute__on_tiles_where_the_recipe_does_not_forbid_it(machine:
     shape = (3, 32, 32)
     for asked, tiled in (({}, True), ({"tiles": "never"}, False), ({"compile": "never"}, False)):
         recipe = resolve("cifar10-lomtt-ipc1", {"compute": asked})
-        found = training_compute(recipe, NETWORKS["convnet"](shape, 10), shape, 50_000_000, CPU)
+        found = training_compute(recipe["compute"], NETWORKS["convnet"](shape, 10), shape, 50_000_000, CPU)
         assert (found.tiled, found.precision) == (tiled, torch.float32)
-
-
-def test_start__network_whose_features_choose__is_trained_by_a_program(machine: Any, monkeypatch: pytest.MonkeyPatch):
-    ran = []
-    monkeypatch.setattr(
-        "torch.compile", lambda function, **_: lambda *given: ran.append(function.__qualname__) or function(*given)
-    )
-    machine()
-    data = assemble.random_data((1, 8, 8), CPU, 10, 30)
-
-    def chosen(when: str) -> Tensor:
-        changes = {"network": {"width": 8}, "start": {"name": "k-centre"}, "evaluate": {"epochs_full": 2}}
-        recipe = resolve("digits-dm", {**changes, "compute": {"compile": when}})
-        return assemble.start(recipe, data, Streams(0)).images().detach()
-
-    eager, compiled = chosen("never"), chosen("always")
-    assert len(ran) == 2 * -(-len(data.train) // 256)
-    assert {name.split(".")[0] for name in ran} == {"mean_loss"}
-    assert torch.equal(eager, compiled)
 
 
 def test_check_training__tiles_always_where_nothing_can_be__refused(machine: Any):

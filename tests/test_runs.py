@@ -16,6 +16,7 @@ from condensate import (
     Streams,
     SyntheticDataset,
     UserError,
+    assemble,
     condensing,
     load,
     records,
@@ -80,6 +81,25 @@ def test_smoke__every_recipe(name, tmp_path):
     known = runs.KNOWN.get(recipe["data"]["name"])
     shape = known.shape if known else (3, 32, 32)
     assert load(tmp_path).parameterization.shape == tuple(min(size, runs.SMOKED_SIDE) for size in shape)
+
+
+def test_baseline__network_whose_features_choose__is_trained_by_a_program(monkeypatch):
+    """As the one of the row ``full`` is: a row without episodes compiles nothing else."""
+    ran = []
+    monkeypatch.setattr(
+        "torch.compile", lambda function, **_: lambda *given: ran.append(function.__qualname__) or function(*given)
+    )
+    monkeypatch.setattr("condensate.compute.lacking", lambda device: "")
+    data = assemble.random_data((1, 8, 8), DEVICE, 10, 30)
+
+    def chosen(when: str) -> torch.Tensor:
+        row = assemble.baseline(tiny(evaluate={"compile": when, "tiles": "never", "epochs_full": 2}), "k-centre")
+        return assemble.start(runs.settled(row, data, session(), False), data, Streams(0)).images().detach()
+
+    eager, compiled = chosen("never"), chosen("always")
+    assert len(ran) == 2 * -(-len(data.train) // 256)
+    assert {name.split(".")[0] for name in ran} == {"mean_loss"}
+    assert torch.equal(eager, compiled)
 
 
 def test_run__folder_holds_what_the_design_says(tmp_path):

@@ -271,7 +271,7 @@ def test_accuracy__does_not_depend_on_the_batch(toy_data: ImageData, norm: str):
 
 @pytest.mark.parametrize(
     ("side", "on_cpu", "on_gpu"),
-    [(4, 512, 512), (8, 512, 512), (32, 32, 512), (64, 8, 128), (128, 2, 32), (2000, 1, 1)],
+    [(4, 512, 512), (8, 512, 512), (32, 32, 512), (64, 8, 128), (128, 8, 32), (512, 2, 2), (2000, 1, 1)],
 )
 def test_accuracy__goes_through_fewer_images_at_once_the_larger_they_are_and_on_a_cpu(
     side: int, on_cpu: int, on_gpu: int
@@ -284,8 +284,8 @@ def test_accuracy__of_large_images__goes_by_pixels():
     large = build_network("convnet", (1, 128, 128), 2, seeded(), width=2, depth=2)
     seen: list[int] = []
     large.register_forward_hook(lambda module, given, output: seen.append(len(output)))
-    accuracy(large, Held(torch.randn(5, 1, 128, 128), torch.zeros(5, dtype=torch.int64)))
-    assert seen == [2, 2, 1]
+    accuracy(large, Held(torch.randn(20, 1, 128, 128), torch.zeros(20, dtype=torch.int64)))
+    assert seen == [8, 8, 4]
 
 
 def test_fit_after_accuracy__trains_in_training_mode():
@@ -351,25 +351,6 @@ def test_together__of_soft_labels_is_each_alone():
         torch.testing.assert_close(weights(other), weights(one), rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize(
-    ("count", "batch", "chunk", "sizes"), [(52, 32, 5, {4}), (42, 32, 5, {4, 5}), (24, 8, 20, {8}), (7, 3, 1, {1})]
-)
-def test_fit__batches_of_two_sizes__fall_into_pieces_of_one_where_they_can(
-    count: int, batch: int, chunk: int, sizes: set[int]
-):
-    """A program is compiled for each: CIFAR-10's 50,000 images end in a batch of 80."""
-    seen, learner = list[int](), network()
-
-    def loss(images: Tensor, labels: Tensor) -> Tensor:
-        seen.append(len(images))
-        return functional.cross_entropy(learner(images), labels)
-
-    held = examples(count, torch.float32)
-    fit(learner, held, epochs=1, generator=seeded(), batch=batch, chunk=chunk, loss=loss)
-    assert set(seen) == sizes
-    assert sum(seen) == count
-
-
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7])
 def test_fit__batches_piece_by_piece__trains_as_with_whole_ones(chunk: int):
     whole, pieces, seen = network().double(), network().double(), list[int]()
@@ -386,12 +367,38 @@ def test_fit__batches_piece_by_piece__trains_as_with_whole_ones(chunk: int):
     torch.testing.assert_close(weights(pieces), weights(whole), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("case", ["together", "batch statistics", "replay"])
+@pytest.mark.parametrize("case", ["together", "batch statistics"])
 def test_fit__pieces_of_what_needs_whole_batches__refused(case: str):
-    trained = {"together": Together(stack(2)), "batch statistics": network(norm="batch")}.get(case, network())
-    replay = examples() if case == "replay" else None
+    trained = {"together": Together(stack(2)), "batch statistics": network(norm="batch")}[case]
     with pytest.raises(ValueError, match="chunk must be None"):
-        fit(trained, examples(), epochs=1, generator=[seeded(), seeded(1)], chunk=4, replay=replay)
+        fit(trained, examples(), epochs=1, generator=[seeded(), seeded(1)], chunk=4)
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 5])
+@pytest.mark.parametrize("soft", ["none", "remembered", "new", "both"])
+def test_fit__replay__is_the_mean_of_both_losses(soft: str, chunk: int | None):
+    """Restated: two losses, of the new images and of as many remembered ones, and their mean."""
+
+    def labelled(n: int, seed: int, learned: bool) -> Held:
+        labels = torch.rand(n, 3, dtype=torch.float64, generator=seeded(seed)).softmax(1) if learned else None
+        images = torch.randn(n, 2, 8, 8, dtype=torch.float64, generator=seeded(seed))
+        return Held(images, torch.arange(n) % 3 if labels is None else labels)
+
+    new, old = labelled(11, 1, soft in ("new", "both")), labelled(5, 2, soft in ("remembered", "both"))
+    found, expected, generator = network().double(), network().double(), seeded()
+    fit(found, new, epochs=2, generator=seeded(), lr=0.1, batch=4, chunk=chunk, replay=old, drop=False)
+    optimizer = torch.optim.SGD(expected.parameters(), 0.1, 0.9, weight_decay=5e-4)
+    for _ in range(2):
+        for index in torch.randperm(11, generator=generator).split(4):
+            drawn = torch.randint(5, (len(index),), generator=generator)
+            losses = [
+                functional.cross_entropy(expected(those.images(which)), those.labels[which])
+                for those, which in ((new, index), (old, drawn))
+            ]
+            optimizer.zero_grad()
+            (sum(losses) / 2).backward()
+            optimizer.step()
+    torch.testing.assert_close(weights(found), weights(expected), rtol=1e-10, atol=1e-12)
 
 
 def test_together__trains_nothing_before_it_is_unstacked():

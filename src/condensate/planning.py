@@ -182,7 +182,7 @@ def _experts(
     missing = options.count if unseen else len(assemble.experts(recipe, data).missing())
     passes = missing * epochs * len(data.train)
     own = assemble.network(recipe, shape, classes, Streams(0)("count"))
-    gain = training_gain(assemble.training_compute(recipe, own, shape, passes, device), device)
+    gain = training_gain(assemble.training_compute(recipe["compute"], own, shape, passes, device), device)
     return ExpertPlan(options.count, missing, epochs, kept, passes / (gain * rates.training))
 
 

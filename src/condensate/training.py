@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import gcd
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
 from torch.optim import SGD
 
 from condensate.allocation import give_back_free_memory
@@ -83,8 +82,8 @@ def fit(
         batch: Images a step, of each network.
         join_last: Whether a last batch of one image, which has no batch statistics, joins the one before under batch
             normalisation.
-        chunk: Images of a batch that go through the network at once, their gradients added up; absent: all of them, as
-            batch statistics, networks together and replay need it.
+        chunk: Images of a step that go through the network at once, their gradients added up; absent: all of them, as
+            batch statistics and networks together need it.
         drop: Whether to divide the learning rate by ten after ``epochs // 2`` epochs.
         augment: Drawn anew for every batch.
         replay: Remembered examples: every step takes as many of them, drawn at random, as new ones, and the loss is
@@ -96,29 +95,24 @@ def fit(
     Raises:
         ValueError: For a chunk where batches must be whole.
     """
-    if chunk and (isinstance(network, Together) or network.batch_statistics or replay is not None):
-        raise ValueError(
-            f"chunk must be None, got {chunk}: networks together, batch statistics and replay need whole batches"
-        )
+    if chunk and (isinstance(network, Together) or network.batch_statistics):
+        raise ValueError(f"chunk must be None, got {chunk}: networks together and batch statistics need whole batches")
     generators = [generator] if isinstance(generator, torch.Generator) else list(generator)
     loss = loss or mean_loss(network)
     optimizer = SGD(network.parameters(), lr, momentum, weight_decay=weight_decay, fused=True)
     before = bookmark.last() if bookmark else None
     sizes = _batch_sizes(len(examples), batch, joined=join_last and network.batch_statistics)
-    piece = _piece(sizes, chunk) if chunk else max(sizes)
 
     def step(index: Tensor) -> Tensor:
         optimizer.zero_grad()
         images, labels = examples.images(index), examples.labels[index]
-        if replay is None:
-            seen = augment.unpaired(images, *generators) if augment else images
-            pieces = parts(len(index), piece * len(generators))
-            value = _add_gradient(loss, seen.detach(), labels.detach(), pieces, len(generators))
-        else:
-            value = _rehearsed(network, images, labels, replay, augment, generators[0])
-            value.backward()
+        if replay is not None:
+            images, labels = _beside_remembered(images, labels, replay, generators[0])
+        seen = augment.unpaired(images, *generators) if augment else images
+        pieces = parts(len(seen), chunk or len(seen))
+        value = _add_gradient(loss, seen.detach(), labels.detach(), pieces, len(generators))
         optimizer.step()
-        return value.detach()
+        return value
 
     often = {size * len(generators) for size in sizes if epochs * sizes.count(size) >= STEPS_RECORDED}
     recorded = Repeated(step, generators) if often and _recordable(examples, replay, generators) else None
@@ -155,15 +149,6 @@ def _batch_sizes(count: int, batch: int, joined: bool) -> list[int]:
     if joined and sizes[1:] and sizes[-1] == 1:
         sizes[-2:] = [batch + 1]
     return sizes
-
-
-def _piece(sizes: list[int], chunk: int) -> int:
-    """Images of a piece, at most: a size that all batches fall into where half a chunk or more does, else the chunk.
-
-    A program is compiled for each size.
-    """
-    common = gcd(*sizes)
-    return next((size for size in range(chunk, chunk // 2, -1) if common % size == 0), chunk)
 
 
 def _shuffled(sizes: list[int], generators: Sequence[torch.Generator]) -> list[Tensor]:
@@ -250,32 +235,29 @@ def mean_loss(network: Network | Together, compute: Compute | None = None) -> Ca
     return compute.program(loss)
 
 
-def _rehearsed(
-    network: Network | Together,
-    images: Tensor,
-    labels: Tensor,
-    replay: Examples,
-    augment: Augmentation | None,
-    generator: torch.Generator,
-) -> Tensor:
-    """The mean of the losses on new images and on as many remembered ones."""
+def _beside_remembered(
+    images: Tensor, labels: Tensor, replay: Examples, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """New images and as many remembered ones: the mean loss of all is the mean of the two means."""
     drawn = torch.randint(len(replay), (len(images),), generator=generator, device=generator.device)
-    both = torch.cat([images, replay.images(drawn)])
-    both = augment.unpaired(both, generator) if augment else both
-    scores, wanted = network(both.detach()).split(len(images)), (labels, replay.labels[drawn])
-    return torch.stack([cross_entropy(s, w.detach()) for s, w in zip(scores, wanted, strict=True)]).mean()
+    wanted = replay.labels[drawn]
+    if wanted.ndim > labels.ndim:  # learned labels of the remembered
+        labels = one_hot(labels, wanted.shape[1]).to(wanted.dtype)
+    elif labels.ndim > wanted.ndim:
+        wanted = one_hot(wanted, labels.shape[1]).to(labels.dtype)
+    return torch.cat([images, replay.images(drawn)]), torch.cat([labels, wanted])
 
 
 # Of images that go through a network at once where nothing else bounds them, so that memory does not grow with them.
-# What a CPU scores stays near its caches: it is quicker so, and holds a sixteenth; training is as quick with a quarter
-# of a batch as with all of it (docs/performance.md).
+# A CPU is as quick with fewer, or quicker, down to some eight images (docs/performance.md, "At a time").
 PIXELS_SCORED, PIXELS_SCORED_ON_CPU, PIXELS_TRAINED = 512 * 32 * 32, 32 * 32 * 32, 64 * 32 * 32
 
 
 def taught(network: Network, compute: Compute, shape: Sequence[int], device: torch.device) -> dict[str, Any]:
     """How ``fit`` is to train a network on images (C, H, W): ``loss``, its program, and ``chunk``, its pieces.
 
-    The network is laid out as such programs take it best.
+    The network is laid out as such programs take it best. Programs that this process compiled before are compiled anew
+    where they are still called.
     """
     if compute.compiled:
         torch._dynamo.reset()  # a process may compile a program a few times only, and every kind of network is one
@@ -294,8 +276,9 @@ def trained_at_once(shape: Sequence[int], compute: Compute, device: torch.device
 
 def scored_at_once(shape: Sequence[int], device: torch.device) -> int:
     """Images (C, H, W) that are scored at a time: at most 512, fewer the larger they are, and on a CPU."""
-    pixels = PIXELS_SCORED_ON_CPU if device.type == "cpu" else PIXELS_SCORED
-    return max(1, min(512, pixels // (shape[1] * shape[2])))
+    pixels = shape[1] * shape[2]
+    most = min(512, PIXELS_SCORED // pixels)
+    return max(1, min(most, max(8, PIXELS_SCORED_ON_CPU // pixels)) if device.type == "cpu" else most)
 
 
 @torch.no_grad()
@@ -312,7 +295,7 @@ def accuracy(network: Network, examples: Examples, batch: int | None = None) -> 
     """
     network.eval()
     if examples.labels.device.type == "cpu":
-        give_back_free_memory()  # of training, whose blocks are smaller
+        give_back_free_memory()  # of training, whose blocks are of other sizes
     right = torch.zeros((), dtype=torch.int64, device=examples.labels.device)
     finite = torch.ones((), dtype=torch.bool, device=right.device)
     order = torch.arange(len(examples), device=examples.labels.device)

@@ -115,7 +115,7 @@ def make_experts(
     streams, augment = Streams(options.seed, device), Augment(**recipe["augment"])
     trained = network(recipe, data.shape, outputs or len(data.classes), streams("network"))
     passes = len(store.missing()) * store.epochs * len(data.train)
-    way = taught(trained, training_compute(recipe, trained, data.shape, passes, device), data.shape, device)
+    way = taught(trained, training_compute(recipe["compute"], trained, data.shape, passes, device), data.shape, device)
 
     def train(number: int) -> list[Parameters]:
         try:

@@ -17,12 +17,9 @@ def network(recipe: Recipe, shape: Shape, classes: int, generator: torch.Generat
     return build(recipe["network"]["name"], shape, classes, generator, **recipe.options("network"))
 
 
-def training_compute(recipe: Recipe, trained: Network, shape: Shape, passes: int, device: torch.device) -> Compute:
-    """How a network is trained on real images, through which so many pass, for what it comes to: as an expert is.
-
-    In float32, else as the recipe computes.
-    """
-    said, operations = recipe["compute"], 3 * passes * forward_operations(trained, shape)
+def training_compute(said: Values, trained: Network, shape: Shape, passes: int, device: torch.device) -> Compute:
+    """How a network is trained on so many real images in all: in float32, else as a section of the recipe says."""
+    operations = 3 * passes * forward_operations(trained, shape)
     asked = ComputeOptions(said["compile"], "float32", said["tiles"])
     return asked.resolve(device, operations, shape[1] * shape[2], tiles=tileable(trained))
 

@@ -68,7 +68,7 @@ def start(recipe: Recipe, data: ImageData, streams: Streams, outputs: int | None
     def trained_features() -> Callable[[Tensor], Tensor]:
         trained = network(recipe, data.shape, outputs or classes, streams("embed"))
         epochs = recipe.evaluate.epochs_full
-        compute = training_compute(recipe, trained, data.shape, epochs * len(data.train), device)
+        compute = training_compute(recipe["evaluate"], trained, data.shape, epochs * len(data.train), device)
         fit(
             trained,
             data.train,

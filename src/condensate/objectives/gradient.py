@@ -23,7 +23,7 @@ from condensate.objectives.programs import Named, inner_product, parameter_gradi
 from condensate.ranks import ALONE, Ranks
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset
-from condensate.training import fit, mean_loss
+from condensate.training import fit, taught
 
 State = tuple[Named, Named]  # parameters and buffers
 Reader = Callable[[Tensor], tuple[Tensor, ...]]
@@ -142,8 +142,7 @@ class GradientMatching(Objective):
         self._gradient = self.compute.program(_in(self.dtype, gradient))
         self._match = self.compute.program(_pixel_gradient(gradient, self.distance))
         self._pull_back = self.compute.program(_pixel_gradient(gradient, inner_product))
-        # Trained in float32; a network on tiles needs no other.
-        self._loss = mean_loss(self.network, replace(self.compute, precision=torch.float32, tiled=False))
+        self._way = self._to_train() if outer_loop > 1 else {}
 
     @classmethod
     def planned(cls, classes: int, images: int, **options: Any) -> Work:
@@ -289,11 +288,18 @@ class GradientMatching(Objective):
         return read
 
     def _state(self, dtype: torch.dtype) -> State:
-        """Parameters and buffers as plain tensors; the network keeps its own, in the format that trains fastest."""
-
+        """Parameters and buffers as plain tensors, laid out as the programs take them."""
         layout = self.compute.memory_format
         parameters = {name: parameter.detach() for name, parameter in self.network.named_parameters()}
         return plain(parameters, dtype, layout), plain(dict(self.network.named_buffers()), dtype, layout)
+
+    def _to_train(self) -> dict[str, Any]:
+        """How ``fit`` trains the network: unrounded, as matches are compiled, no more at once than they see."""
+        compute = replace(self.compute, precision=torch.float32, tiled=False)  # a network on tiles needs no other
+        way = taught(self.network, compute, self.real.shape, self.real.device)
+        if way["chunk"]:
+            way["chunk"] = min(way["chunk"], self.compute.chunk)
+        return way
 
     def _train(self, synthetic: SyntheticDataset, generator: torch.Generator) -> None:
         """Train the network on the synthetic images as they are now."""
@@ -306,10 +312,9 @@ class GradientMatching(Objective):
             momentum=0.0,
             weight_decay=0.0,
             batch=self.batch_train,
-            chunk=None if self.network.batch_statistics else self.compute.at_once,
             drop=False,
             augment=self.augment if self.augment.ops else None,
-            loss=self._loss,
+            **self._way,
         )
 
 

@@ -1,6 +1,7 @@
 """One memory along one stream of experiences: filled, used and scored, step by step."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -26,7 +27,7 @@ from condensate.scoring import learning_rate
 from condensate.sessions import Clock, Session
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset
-from condensate.training import accuracy, fit
+from condensate.training import accuracy, fit, taught
 
 FULL, FINETUNE = "full", "finetune"
 # Rows whose memory sees its images one by one, as recipes of their storage.
@@ -277,9 +278,14 @@ class Memory:
         states: dict[str, torch.Tensor] = {}
         earlier = read_tensors(self.step(step - 1) / "networks.safetensors")[0] if step else {}
         registered, keywords = self.network
+        shape, classes, device = experience.shape, len(self.stream.classes), self.session.device
+        passed = len(new) if replay is None else 2 * len(new)
+        settled = settling.settle_training(self.recipe, shape, classes, passed, device, full=True)
+        network = build(registered, shape, classes, self.streams("program"), **keywords)
+        way = taught(network, settling.training_way(settled)["compute"], shape, device)
         for repeat in range(options.repeats):
             generator = self.streams("rehearsal", repeat, step)
-            network = build(registered, experience.shape, len(self.stream.classes), generator, **keywords)
+            network.reset_(generator)
             prefix = f"{repeat}."
             if step:
                 network.load_state_dict({k[len(prefix) :]: v for k, v in earlier.items() if k.startswith(prefix)})
@@ -292,9 +298,11 @@ class Memory:
                 join_last=True,
                 augment=assemble.training_augment(self.recipe),
                 replay=replay,
+                **way,
             )
-            scores.append(self.accuracies(network, step))
-            states |= {prefix + name: value.cpu().contiguous() for name, value in network.state_dict().items()}
+            plain = deepcopy(network).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+            scores.append(self.accuracies(plain, step))
+            states |= {prefix + name: value.cpu().contiguous() for name, value in plain.state_dict().items()}
         with replacing(self.step(step) / "networks.safetensors") as part:
             save_file(states, part)
         clock.keep()

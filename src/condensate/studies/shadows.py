@@ -27,11 +27,10 @@ from condensate.scoring import learning_rate
 from condensate.sessions import Clock, Session
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset
-from condensate.training import accuracy
+from condensate.training import accuracy, scored_at_once
 
 SPACES = ("pixels", "features")
 RECORDED = ("loss", "confidence", "top", "entropy", "right")
-BATCH = 512
 
 
 class Shadow:
@@ -158,10 +157,10 @@ def _outputs(network: Network, split: Split) -> Tensor:
     """What a network says of all images of a split, in evaluation mode: (n, K)."""
     network.eval()
     index = torch.arange(len(split), device=split.labels.device)
-    return torch.cat([network(split.images(part)) for part in index.split(BATCH)])
+    return torch.cat([network(split.images(part)) for part in index.split(scored_at_once(split.shape, index.device))])
 
 
 @torch.no_grad()
 def _features(network: Network, images: Tensor) -> Tensor:
     network.eval()
-    return torch.cat([network.features(part) for part in images.split(BATCH)])
+    return torch.cat([network.features(part) for part in images.split(scored_at_once(images.shape[1:], images.device))])
