@@ -102,7 +102,8 @@ def test_work__needs_no_more_operations_than_any_way_does(monkeypatch: pytest.Mo
     monkeypatch.setattr(Bench, "width", 64)  # where the first layer, which leads no gradient back, is a small part
     monkeypatch.setattr(Bench, "batch_real", 2)
     monkeypatch.setattr(Bench, "computes", lambda self, **asked: {"ours, float32": Compute()})
-    make = partial(works.mtt, ipc=1, steps=2) if name == "mtt" else WORKS[name]
+    few = {"mtt": partial(works.mtt, ipc=1, steps=2), "scoring": partial(works.scoring, count=64)}
+    make = few.get(name) or WORKS[name]
     work = make(Bench(CPU))
     for way in ("published", "ours, float32", "ours", "ours, float32, not compiled"):
         if way in work.ways:

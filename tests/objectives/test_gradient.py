@@ -175,8 +175,10 @@ TRAINED = {"outer_loop": 3, "inner_loop": 2, "batch_train": 4, "lr_net": 0.05}
 
 
 @pytest.mark.parametrize("augment", [NONE, Augment()], ids=["dc", "dsa"])
-@pytest.mark.parametrize("kind", ["pixels", "lowrank"])
-@pytest.mark.parametrize(("chunk", "piece"), [(1, None), (2, None), (5, None), (2, 1), (1000, 2)])
+@pytest.mark.parametrize(
+    ("kind", "chunk", "piece"),
+    [("pixels", 2, None), *(("lowrank", *sizes) for sizes in [(1, None), (2, None), (5, None), (2, 1), (1000, 2)])],
+)
 def test_episode__any_chunk__equals_the_published_loop(real, chunk, piece, kind, augment):
     assert_equals_restatement(matching(real, Compute(chunk=chunk, piece=piece), augment, **TRAINED), kind)
 

@@ -332,6 +332,7 @@ def test_run__compiled__as_many_programs_as_it_takes(tmp_path, monkeypatch):
         "continual": {"budget": "fixed", "steps": 10},
         "budget": {"ipc": 5},
         "compute": {"compile": "always", "chunk": 64},
+        "evaluate": {"repeats": 1, "epochs": 1},
     }
     result = study(tmp_path, changes).run()
     assert len(result["rows"]["digits-continual-lodm-5steps"]["curve"]) == 10
@@ -342,7 +343,14 @@ def test_prepare__budget_that_just_fits__runs(tmp_path):
     assert [p["images"] for p in result["rows"]["digits-continual-lodm-5steps"]["curve"]] == [4, 7, 10]
 
 
-@pytest.mark.parametrize("name", [name for name in shipped() if "-continual-" in name] + ["cifar10-lomtt-ipc10"])
+def smoked() -> list[object]:
+    """All recipes, those of ten steps as slow tests: along two experiences they do what those of five do."""
+    names = [name for name in shipped() if "-continual-" in name]
+    slow = {name for name in names if name.removesuffix("-10steps") + "-5steps" in names}
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in slow else []) for name in names]
+
+
+@pytest.mark.parametrize("name", [*smoked(), "cifar10-lomtt-ipc10"])
 def test_smoke__shipped_recipe(tmp_path, name):
     """Every shipped recipe along two toy experiences; MTT beyond the digits, too."""
     recipe = resolve(name, {"continual": {}, "compare": []})
