@@ -76,7 +76,12 @@ def test_tables__name_all_there_is():
     assert STORAGES.keys() | {"uint8"} == PARAMETERIZATIONS.keys()  # uint8 holds real images, nothing is learned there
 
 
-@pytest.mark.parametrize(("objective", "network"), [*product(OBJECTIVES, NETWORKS)])
+def slow_if(pairs, *slow):
+    """Pairs as parameters, those that take ten seconds each as slow tests."""
+    return [pytest.param(*pair, marks=[pytest.mark.slow] if pair in slow else []) for pair in pairs]
+
+
+@pytest.mark.parametrize(("objective", "network"), slow_if(product(OBJECTIVES, NETWORKS), ("mtt", "resnet18")))
 def test_run__any_objective_under_any_network(objective, network, tmp_path, monkeypatch):
     number = [*OBJECTIVES].index(objective) + [*NETWORKS].index(network)
     storage = [*STORAGES][number % 2]
@@ -100,10 +105,10 @@ def test_run__any_objective_and_storage_from_real_images(objective, storage, sta
     carried_out(recipe(objective, storage, "convnet", start), (1, 12, 12), tmp_path, monkeypatch)
 
 
-def normed(norms):
+def normed(norms, *slow):
     """Every objective with every norm that it takes."""
     pairs = [(o, norm) for o, norm in product(OBJECTIVES, norms) if norm != "batch" or o not in PRIVATE]
-    return pytest.mark.parametrize(("objective", "norm"), pairs)
+    return pytest.mark.parametrize(("objective", "norm"), slow_if(pairs, *slow))
 
 
 @normed(NORMS)
@@ -111,7 +116,7 @@ def test_run__any_objective_under_any_normalisation(objective, norm, tmp_path, m
     carried_out(recipe(objective, "pixels", "convnet", "noise", norm=norm), (3, 8, 8), tmp_path, monkeypatch)
 
 
-@normed(["instance", "batch"])
+@normed(["instance", "batch"], ("dc", "batch"))
 def test_run__hundred_classes_of_rank_one_on_images_that_are_not_square(objective, norm, tmp_path, monkeypatch):
     made = recipe(objective, "lowrank", "convnet", "noise", norm=norm)
     carried_out(made, (1, 6, 10), tmp_path, monkeypatch, classes=100)
