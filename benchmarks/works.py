@@ -253,7 +253,7 @@ def between(bench: Bench, ipc: int, epochs: int) -> Work:
 
     def ours(compute: Compute) -> Way:
         matching = GradientMatching(
-            data.train, bench.network(data), Augment(), bench.streams(), compute, inner_loop=epochs
+            data.train, bench.network(data), Augment(), bench.streams(), compute, outer_loop=2, inner_loop=epochs
         )
         return Way(partial(matching._train, made, bench.streams()("inner")))
 

@@ -94,6 +94,19 @@ def test_scoring__finds_the_same_share_right(bench: Bench):
     assert 0 < theirs < 1
 
 
+def test_between__compiled__is_trained_by_a_program(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    """Five epochs of 100 images, in pieces of 25."""
+    ran: list[str] = []
+    monkeypatch.setattr(
+        "torch.compile", lambda function, **_: lambda *given: ran.append(function.__qualname__) or function(*given)
+    )
+    monkeypatch.setattr(Bench, "computes", lambda self, **asked: {"ours, float32": Compute(compiled=True)})
+    work = WORKS["between"](bench)
+    for name, programs in (("ours, float32, not compiled", 0), ("ours, float32", 5 * 4)):
+        work.ways[name].run()
+        assert len(ran) == programs
+
+
 @pytest.mark.parametrize(
     "name", ["features", "dm-ipc10", "dc-ipc10", "dsa-ipc1", "mtt", "experts", "evaluation-2", "scoring", "between"]
 )
