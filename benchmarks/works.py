@@ -40,10 +40,11 @@ from condensate import (
 from condensate.capabilities import can_compile, has_bfloat16
 from condensate.compute import ComputeOptions
 from condensate.examples import Held
+from condensate.losses import MeanLoss, trained_at_once
 from condensate.networks import forward_operations
 from condensate.networks.tiled import LEAST_CHANNELS
 from condensate.together import Together
-from condensate.training import accuracy, mean_loss, trained_at_once
+from condensate.training import accuracy
 
 Shape = tuple[int, int, int]
 
@@ -335,21 +336,21 @@ def evaluation(bench: Bench, networks: int) -> Work:
 
     def one_by_one(compute: Compute) -> Way:
         network = bench.network(data).to(memory_format=compute.memory_format)  # type: ignore[call-overload]
-        loss, chunk = mean_loss(network, compute), trained_at_once(data.shape, compute, bench.device)
+        loss = MeanLoss(network, compute, trained_at_once(data.shape, compute, bench.device))
         epochs = min(many, 200)
 
         def run() -> None:
             for number in range(ran):
                 own = streams("evaluate", number)
                 network.reset_(own)
-                fit(network, held, epochs=epochs, generator=own, chunk=chunk, augment=Augment(), loss=loss)
+                fit(network, held, epochs=epochs, generator=own, augment=Augment(), loss=loss)
 
         return Way(run, precision(str(compute.precision)), epochs // asked * ran / networks)
 
     def together(compute: Compute) -> Way:
         layout = compute.memory_format if bench.device.type == "cuda" else None
         stack = Together([bench.network(data) for _ in range(networks)], layout)
-        loss = mean_loss(stack, compute)
+        loss = MeanLoss(stack, compute)
         own = [streams("evaluate", number) for number in range(networks)]
         run = partial(fit, stack, held, epochs=many, generator=own, augment=Augment(), loss=loss)
         return Way(run, precision(str(compute.precision)), many // asked)
@@ -392,15 +393,12 @@ def experts(bench: Bench, count: int) -> Work:
 
     def ours(compute: Compute) -> Way:
         network = bench.network(data).to(memory_format=compute.memory_format)  # type: ignore[call-overload]
-        loss, own = mean_loss(network, compute), bench.streams()("expert")
-        given: dict[str, Any] = {
-            "epochs": epochs,
-            "generator": own,
-            "chunk": trained_at_once(data.shape, compute, bench.device),
-            "augment": Augment(),
-            "loss": loss,
-        }
-        return Way(partial(fit, network, part, **given, **settings), units=epochs)
+        loss, own = (
+            MeanLoss(network, compute, trained_at_once(data.shape, compute, bench.device)),
+            bench.streams()("expert"),
+        )
+        run = partial(fit, network, part, epochs=epochs, generator=own, augment=Augment(), loss=loss, **settings)
+        return Way(run, units=epochs)
 
     ways = {"published": Way(plain)} | {name: ours(how) for name, how in bench.computes(low=False).items()}
     return Work(f"expert, an epoch of {len(part)} images", ways, 3.0 * len(part) * each, float(images.nbytes))

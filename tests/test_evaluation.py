@@ -294,7 +294,7 @@ def test_evaluate__alone_and_without_batch_statistics__trains_on_so_many_at_once
 ):
     told = []
     monkeypatch.setattr("torch.compile", lambda function, **_: function)
-    monkeypatch.setattr(evaluation, "fit", lambda *given, **options: told.append(options["chunk"]))
+    monkeypatch.setattr(evaluation, "fit", lambda *given, **options: told.append(options["loss"].chunk))
     options = {"width": 8, "depth": 2, "norm": norm}
     score(toy_data, 2, network_options=options, together=together, compute=Compute(compiled))
     assert set(told) == {chunk}

@@ -5,9 +5,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from condensate import Compute, Streams, assemble, build_network, peaks, planning, rates
+from condensate.losses import trained_at_once
 from condensate.networks import forward_operations
 from condensate.sheets import resolve
-from condensate.training import trained_at_once
 
 
 @pytest.mark.parametrize(

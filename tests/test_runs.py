@@ -98,7 +98,7 @@ def test_baseline__network_whose_features_choose__is_trained_by_a_program(monkey
 
     eager, compiled = chosen("never"), chosen("always")
     assert len(ran) == 2 * -(-len(data.train) // 256)
-    assert {name.split(".")[0] for name in ran} == {"mean_loss"}
+    assert {name.split(".")[0] for name in ran} == {"MeanLoss"}
     assert torch.equal(eager, compiled)
 
 

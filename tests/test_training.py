@@ -12,9 +12,10 @@ from condensate import Augment, ClassicAugment, ImageData, Network, build_networ
 from condensate.capabilities import can_compile
 from condensate.compute import Compute
 from condensate.examples import Examples, Held
+from condensate.losses import MeanLoss
 from condensate.networks import TiledConvolution
 from condensate.together import Together
-from condensate.training import accuracy, mean_loss, scored_at_once
+from condensate.training import accuracy, scored_at_once
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -354,24 +355,20 @@ def test_together__of_soft_labels_is_each_alone():
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7])
 def test_fit__batches_piece_by_piece__trains_as_with_whole_ones(chunk: int):
     whole, pieces, seen = network().double(), network().double(), list[int]()
-
-    def loss(images: Tensor, labels: Tensor) -> Tensor:
-        seen.append(len(images))
-        return functional.cross_entropy(pieces(images), labels)
-
+    pieces.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
     settings: dict[str, Any] = {"epochs": 3, "batch": 7, "lr": 0.1, "augment": Augment(["crop", "scale"])}
     fit(whole, examples(), generator=seeded(), **settings)
-    fit(pieces, examples(), generator=seeded(), chunk=chunk, loss=loss, **settings)
+    fit(pieces, examples(), generator=seeded(), loss=MeanLoss(pieces, chunk=chunk), **settings)
     assert max(seen) == chunk
     assert sum(seen) == 3 * 11
     torch.testing.assert_close(weights(pieces), weights(whole), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("case", ["together", "batch statistics"])
-def test_fit__pieces_of_what_needs_whole_batches__refused(case: str):
+def test_mean_loss__pieces_of_what_needs_whole_batches__refused(case: str):
     trained = {"together": Together(stack(2)), "batch statistics": network(norm="batch")}[case]
     with pytest.raises(ValueError, match="chunk must be None"):
-        fit(trained, examples(), epochs=1, generator=[seeded(), seeded(1)], chunk=4)
+        MeanLoss(trained, chunk=4)
 
 
 @pytest.mark.parametrize("chunk", [None, 1, 5])
@@ -386,7 +383,8 @@ def test_fit__replay__is_the_mean_of_both_losses(soft: str, chunk: int | None):
 
     new, old = labelled(11, 1, soft in ("new", "both")), labelled(5, 2, soft in ("remembered", "both"))
     found, expected, generator = network().double(), network().double(), seeded()
-    fit(found, new, epochs=2, generator=seeded(), lr=0.1, batch=4, chunk=chunk, replay=old, drop=False)
+    loss = MeanLoss(found, chunk=chunk)
+    fit(found, new, epochs=2, generator=seeded(), lr=0.1, batch=4, loss=loss, replay=old, drop=False)
     optimizer = torch.optim.SGD(expected.parameters(), 0.1, 0.9, weight_decay=5e-4)
     for _ in range(2):
         for index in torch.randperm(11, generator=generator).split(4):
@@ -416,11 +414,11 @@ def test_together__trains_nothing_before_it_is_unstacked():
 
 def test_mean_loss__in_bfloat16_rounds_products_but_not_parameters():
     held, trained = examples(dtype=torch.float32), network(width=16)
-    exact = mean_loss(trained)(held.decoded, held.labels).detach()
-    rounded = mean_loss(trained, Compute(precision=torch.bfloat16))(held.decoded, held.labels).detach()
+    exact = MeanLoss(trained)(held.decoded, held.labels).detach()
+    rounded = MeanLoss(trained, Compute(precision=torch.bfloat16))(held.decoded, held.labels).detach()
     assert rounded.dtype == torch.float32
     assert 0 < abs(float(rounded - exact)) < 0.02 * float(exact)
-    fit(trained, held, epochs=2, generator=seeded(), loss=mean_loss(trained, Compute(precision=torch.bfloat16)))
+    fit(trained, held, epochs=2, generator=seeded(), loss=MeanLoss(trained, Compute(precision=torch.bfloat16)))
     assert {p.dtype for p in trained.parameters()} == {torch.float32}
 
 
@@ -430,7 +428,7 @@ def test_mean_loss__on_tiles__trains_the_network_itself(norm: str, monkeypatch: 
     monkeypatch.setattr(TiledConvolution, "forward", TiledConvolution.tiled)
     held, (one,), (other,) = examples(), stack(1, width=64, norm=norm), stack(1, width=64, norm=norm)
     fit(one, held, epochs=2, generator=seeded(), batch=4)
-    fit(other, held, epochs=2, generator=seeded(), batch=4, loss=mean_loss(other, Compute(tiled=True)))
+    fit(other, held, epochs=2, generator=seeded(), batch=4, loss=MeanLoss(other, Compute(tiled=True)))
     torch.testing.assert_close(weights(other), weights(one), rtol=1e-9, atol=1e-10)
     for buffer, expected in zip(other.buffers(), one.buffers(), strict=True):
         torch.testing.assert_close(buffer, expected, rtol=1e-9, atol=1e-10)
@@ -450,7 +448,7 @@ def test_mean_loss__compiled_is_eager(norm: str, count: int):
     pupil = Together(compiled) if count > 1 else compiled[0]
     torch._dynamo.reset()
     generators = [seeded(seed) for seed in range(count)]
-    fit(pupil, held, epochs=2, generator=generators, batch=4, loss=mean_loss(pupil, compute))
+    fit(pupil, held, epochs=2, generator=generators, batch=4, loss=MeanLoss(pupil, compute))
     if isinstance(pupil, Together):
         pupil.unstack_()
     for one, other in zip(alone, compiled, strict=True):

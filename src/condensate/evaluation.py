@@ -14,11 +14,12 @@ from torch import Tensor
 from condensate.compute import Compute
 from condensate.errors import UserError
 from condensate.examples import Examples, Held
+from condensate.losses import MeanLoss
 from condensate.networks import Network, build
 from condensate.ranks import ALONE, Ranks
 from condensate.streams import Streams
 from condensate.together import Together
-from condensate.training import Augmentation, Bookmark, accuracy, fit, mean_loss, taught
+from condensate.training import Augmentation, Bookmark, accuracy, fit
 from condensate.whitening import seen_alike
 
 HELD_BYTES = 2**28
@@ -131,7 +132,7 @@ class _Lessons:
     compute: Compute
     bookmark: Callable[[int], Bookmark] | None
 
-    def give(self, pupil: Network | Together, generator: Any, first: int, loss: Any, chunk: int | None = None) -> None:
+    def give(self, pupil: Network | Together, generator: Any, first: int, loss: MeanLoss) -> None:
         """Train a network, or several together of which ``first`` is the first one's number."""
         fit(
             pupil,
@@ -140,7 +141,6 @@ class _Lessons:
             generator=generator,
             lr=self.lr,
             join_last=True,
-            chunk=chunk,
             augment=self.augment,
             loss=loss,
             bookmark=self.bookmark(first) if self.bookmark else None,
@@ -150,11 +150,11 @@ class _Lessons:
 def _alone(pupils: _Pupils, lessons: _Lessons, numbers: range) -> Iterator[Network]:
     """One after another, in the one network that the program knows: it is compiled once."""
     one = pupils.made(pupils.streams("program"))
-    way = taught(one, lessons.compute, pupils.shape, lessons.examples.labels.device)
+    loss = MeanLoss.laid_out(one, lessons.compute, pupils.shape, lessons.examples.labels.device)
     for number in numbers:
         generator = pupils.generator(number)
         one.reset_(generator)
-        lessons.give(one, generator, number, **way)
+        lessons.give(one, generator, number, loss)
         yield deepcopy(one).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
@@ -162,14 +162,14 @@ def _together(pupils: _Pupils, lessons: _Lessons, numbers: range, most: int) -> 
     """In groups as even as can be: the work of a small one fills no GPU, and is compiled anew."""
     memory_format = lessons.compute.memory_format if lessons.examples.labels.device.type == "cuda" else None
     if lessons.compute.compiled:
-        torch._dynamo.reset()  # see ``taught``
+        torch._dynamo.reset()  # see ``MeanLoss.laid_out``
     while numbers:
         groups = -(-len(numbers) // most)
         size = -(-len(numbers) // groups)
         generators = [pupils.generator(number) for number in numbers[:size]]
         networks = [pupils.made(generator) for generator in generators]
         stack = Together(networks, memory_format)
-        lessons.give(stack, generators, numbers[0], mean_loss(stack, lessons.compute))
+        lessons.give(stack, generators, numbers[0], MeanLoss(stack, lessons.compute))
         numbers = numbers[size:]
         stack.unstack_()
         yield from networks

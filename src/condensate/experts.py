@@ -19,6 +19,7 @@ from condensate.augment import Augment
 from condensate.compute import PRECISIONS
 from condensate.errors import UserError
 from condensate.examples import Examples
+from condensate.losses import MeanLoss
 from condensate.networks import Network
 from condensate.streams import Streams
 from condensate.training import fit
@@ -229,8 +230,7 @@ def trajectory(
     epochs: int,
     augment: Augment,
     options: ExpertOptions,
-    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
-    chunk: int | None = None,
+    loss: MeanLoss | None = None,
 ) -> list[Parameters]:
     """Train one expert: its parameters at the start and after every epoch, copies on the CPU.
 
@@ -242,8 +242,7 @@ def trajectory(
         epochs: How long it is trained. A longer training begins with the same epochs.
         augment: One operator a batch, its parameters per image.
         options: Learning rate and the like.
-        loss: The network's, as a program; see ``fit``.
-        chunk: Images of a batch at once; see ``fit``.
+        loss: The network's; see ``fit``.
     """
     held = PRECISIONS[options.precision]
 
@@ -262,7 +261,6 @@ def trajectory(
         momentum=options.momentum,
         weight_decay=options.weight_decay,
         batch=options.batch,
-        chunk=chunk,
         drop=False,
         augment=augment if augment.ops else None,
         after_epoch=lambda epoch: snapshots.append(snapshot()),

@@ -9,6 +9,7 @@ from condensate import assemble, settling
 from condensate.compute import PRECISIONS
 from condensate.data import KNOWN, ImageData, look
 from condensate.data.disk import AHEAD
+from condensate.losses import trained_at_once
 from condensate.networks import outline
 from condensate.objectives import OBJECTIVES
 from condensate.objectives.trajectory import last_epoch
@@ -17,7 +18,6 @@ from condensate.peaks import peaks
 from condensate.rates import Rates, measured_rates, training_gain
 from condensate.recipe import Recipe
 from condensate.streams import Streams
-from condensate.training import trained_at_once
 from condensate.whitening import check_size, side_bytes
 
 SCORED = 10_000  # images that score, as most data sets have

@@ -2,18 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import one_hot
 from torch.optim import SGD
 
 from condensate.allocation import give_back_free_memory
-from condensate.compute import Compute, cached, parts
 from condensate.errors import UserError
 from condensate.examples import Examples, Held, ReadAhead
-from condensate.networks import Network, on_tiles
+from condensate.losses import MeanLoss
+from condensate.networks import Network
 from condensate.recording import Repeated
 from condensate.together import Together
 
@@ -57,12 +57,11 @@ def fit(
     weight_decay: float = 5e-4,
     batch: int = 256,
     join_last: bool = False,
-    chunk: int | None = None,
     drop: bool = True,
     augment: Augmentation | None = None,
     replay: Examples | None = None,
     after_epoch: Callable[[int], None] | None = None,
-    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    loss: MeanLoss | None = None,
     bookmark: Bookmark | None = None,
 ) -> None:
     """Train a network in place by SGD on cross-entropy.
@@ -82,23 +81,19 @@ def fit(
         batch: Images a step, of each network.
         join_last: Whether a last batch of one image, which has no batch statistics, joins the one before under batch
             normalisation.
-        chunk: Images of a step that go through the network at once, their gradients added up; absent: all of them, as
-            batch statistics and networks together need it.
         drop: Whether to divide the learning rate by ten after ``epochs // 2`` epochs.
         augment: Drawn anew for every batch.
         replay: Remembered examples: every step takes as many of them, drawn at random, as new ones, and the loss is
             the mean of both (experience replay: Chaudhry et al., "On tiny episodic memories", 2019). For one network.
         after_epoch: Called with the epoch's number, from 0, after each.
-        loss: The network's mean cross-entropy as a program (images, labels) -> scalar, see ``mean_loss``; absent: made.
+        loss: The network's, compiled or in pieces; absent: neither.
         bookmark: Where to go on from, and to keep where the training stands; it ends as one that was not stopped.
 
     Raises:
-        ValueError: For a chunk where batches must be whole.
+        UserError: It diverged.
     """
-    if chunk and (isinstance(network, Together) or network.batch_statistics):
-        raise ValueError(f"chunk must be None, got {chunk}: networks together and batch statistics need whole batches")
     generators = [generator] if isinstance(generator, torch.Generator) else list(generator)
-    loss = loss or mean_loss(network)
+    loss = loss or MeanLoss(network)
     optimizer = SGD(network.parameters(), lr, momentum, weight_decay=weight_decay, fused=True)
     before = bookmark.last() if bookmark else None
     sizes = _batch_sizes(len(examples), batch, joined=join_last and network.batch_statistics)
@@ -109,8 +104,7 @@ def fit(
         if replay is not None:
             images, labels = _beside_remembered(images, labels, replay, generators[0])
         seen = augment.unpaired(images, *generators) if augment else images
-        pieces = parts(len(seen), chunk or len(seen))
-        value = _add_gradient(loss, seen.detach(), labels.detach(), pieces, len(generators))
+        value = loss.add_gradient(seen, labels, len(generators))
         optimizer.step()
         return value
 
@@ -170,22 +164,6 @@ def _recordable(examples: Examples, replay: Examples | None, generators: Sequenc
     return held and there
 
 
-def _add_gradient(
-    loss: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor, pieces: int, networks: int
-) -> Tensor:
-    """Add the gradient of the mean loss over images, in so many pieces, to the parameters' .grad; the loss.
-
-    Images are those of all networks that train together, of each equally many, and each has a mean of its own.
-    """
-    total = images.new_zeros(())
-    for seen, wanted in zip(images.tensor_split(pieces), labels.tensor_split(pieces), strict=True):
-        share = len(seen) / len(images)
-        value = loss(seen, wanted)
-        (value * (networks * share)).backward()
-        total += value.detach() * share
-    return total
-
-
 def _state(
     network: Network | Together, optimizer: SGD, generators: Sequence[torch.Generator], epochs: int
 ) -> dict[str, Tensor]:
@@ -216,25 +194,6 @@ def _tensors(network: Network | Together) -> dict[str, Tensor]:
     return dict(network.named_parameters()) | dict(network.named_buffers())
 
 
-def mean_loss(network: Network | Together, compute: Compute | None = None) -> Callable[[Tensor, Tensor], Tensor]:
-    """The program (images, labels) -> mean cross-entropy, a scalar; compiled and in the precision ``compute`` says.
-
-    In bfloat16 parameters, their gradients and the loss stay float32: what a layer multiplies is rounded. On tiles the
-    parameters, and so their gradients, are those of ``network`` itself.
-    """
-    compute = compute or Compute()
-    low = compute.precision != torch.float32
-    if compute.tiled and isinstance(network, Network):
-        network = on_tiles(network)
-
-    def loss(images: Tensor, labels: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, compute.precision, enabled=low):
-            scores = network(images)
-        return cross_entropy(scores.to(torch.promote_types(scores.dtype, torch.float32)), labels)
-
-    return compute.program(loss)
-
-
 def _beside_remembered(
     images: Tensor, labels: Tensor, replay: Examples, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
@@ -248,30 +207,9 @@ def _beside_remembered(
     return torch.cat([images, replay.images(drawn)]), torch.cat([labels, wanted])
 
 
-# Of images that go through a network at once where nothing else bounds them, so that memory does not grow with them.
-# A CPU is as quick with fewer, or quicker, down to some eight images (docs/performance.md, "At a time").
-PIXELS_SCORED, PIXELS_SCORED_ON_CPU, PIXELS_TRAINED = 512 * 32 * 32, 32 * 32 * 32, 64 * 32 * 32
-
-
-def taught(network: Network, compute: Compute, shape: Sequence[int], device: torch.device) -> dict[str, Any]:
-    """How ``fit`` is to train a network on images (C, H, W): ``loss``, its program, and ``chunk``, its pieces.
-
-    The network is laid out as such programs take it best. Programs that this process compiled before are compiled anew
-    where they are still called.
-    """
-    if compute.compiled:
-        torch._dynamo.reset()  # a process may compile a program a few times only, and every kind of network is one
-    network.to(memory_format=compute.memory_format)  # type: ignore[call-overload]
-    chunk = None if network.batch_statistics else trained_at_once(shape, compute, device)
-    return {"loss": mean_loss(network, compute), "chunk": chunk}
-
-
-def trained_at_once(shape: Sequence[int], compute: Compute, device: torch.device) -> int | None:
-    """Images (C, H, W) of a batch that go through a network at once on a CPU, see ``fit``; all of them on a GPU."""
-    pixels = shape[1] * shape[2]
-    if compute.compiled or device.type != "cpu":
-        return cached(device, pixels, compute.precision)
-    return max(1, PIXELS_TRAINED // pixels)
+# Of images that are scored at once, so that memory does not grow with them. A CPU is as quick with fewer, or quicker,
+# down to some eight images (docs/performance.md, "At a time").
+PIXELS_SCORED, PIXELS_SCORED_ON_CPU = 512 * 32 * 32, 32 * 32 * 32
 
 
 def scored_at_once(shape: Sequence[int], device: torch.device) -> int:

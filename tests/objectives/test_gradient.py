@@ -24,9 +24,9 @@ from condensate import (
 )
 from condensate.capabilities import can_compile
 from condensate.data import measure
+from condensate.losses import MeanLoss
 from condensate.networks import TiledConvolution
 from condensate.parameterizations import Parameterization
-from condensate.training import mean_loss
 from tests.launches import Launches
 
 CLASSES, SHAPE, BATCH = 3, (3, 8, 12), 7
@@ -309,7 +309,7 @@ def test_episode__compiled__trains_by_a_program_too(real, monkeypatch):
     list(matching(real, Compute(compiled=True), **TRAINED).episode(of, 0))
     batches = -(-len(of) // TRAINED["batch_train"])
     trained = (TRAINED["outer_loop"] - 1) * TRAINED["inner_loop"] * batches
-    assert len([name for name in ran if name.startswith(mean_loss.__name__)]) == trained
+    assert len([name for name in ran if name.startswith(MeanLoss.__name__)]) == trained
 
 
 def test_episode__network_can_be_trained_and_holds_no_gradient(real):

@@ -13,6 +13,7 @@ from condensate.data import ImageData
 from condensate.data.cache import folder as cache_folder
 from condensate.errors import UserError
 from condensate.experts import Parameters, Store, trajectory
+from condensate.losses import MeanLoss
 from condensate.objectives import OBJECTIVES, Objective
 from condensate.objectives.trajectory import check_window, last_epoch
 from condensate.ranks import ALONE, Ranks
@@ -20,7 +21,6 @@ from condensate.recipe import Recipe, Values
 from condensate.records import environment
 from condensate.sheets import resolve, shipped
 from condensate.streams import Streams
-from condensate.training import taught
 
 
 def objective(
@@ -115,11 +115,12 @@ def make_experts(
     streams, augment = Streams(options.seed, device), Augment(**recipe["augment"])
     trained = network(recipe, data.shape, outputs or len(data.classes), streams("network"))
     passes = len(store.missing()) * store.epochs * len(data.train)
-    way = taught(trained, training_compute(recipe["compute"], trained, data.shape, passes, device), data.shape, device)
+    compute = training_compute(recipe["compute"], trained, data.shape, passes, device)
+    loss = MeanLoss.laid_out(trained, compute, data.shape, device)
 
     def train(number: int) -> list[Parameters]:
         try:
-            return trajectory(trained, data.train, streams, number, store.epochs, augment, options, **way)
+            return trajectory(trained, data.train, streams, number, store.epochs, augment, options, loss)
         except UserError as error:
             smaller = f"as in --experts.lr {options.lr / 10:g}"
             raise UserError(f"an expert diverged at experts.lr {options.lr:g}; try a smaller one, {smaller}") from error

@@ -13,13 +13,14 @@ from condensate import __version__
 from condensate.assemble.networks import network, training_augment, training_compute
 from condensate.coresets import embed
 from condensate.data import ImageData
+from condensate.losses import MeanLoss
 from condensate.objectives import OBJECTIVES
 from condensate.parameterizations import FLOAT_BITS, PARAMETERIZATIONS, Shape, capacity
 from condensate.recipe import STUDIES, Recipe, Values
 from condensate.starts import STARTS
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset, class_major
-from condensate.training import fit, taught
+from condensate.training import fit
 
 # What a comparison row changes of its recipe; with no episode, a start from real images is a baseline.
 BASELINES: dict[str, dict[str, Any]] = {
@@ -76,7 +77,7 @@ def start(recipe: Recipe, data: ImageData, streams: Streams, outputs: int | None
             generator=streams("embed", "order"),
             join_last=True,
             augment=training_augment(recipe),
-            **taught(trained, compute, data.shape, device),
+            loss=MeanLoss.laid_out(trained, compute, data.shape, device),
         )
         return embed(trained.to(memory_format=torch.contiguous_format), data.train)  # type: ignore[call-overload]
 

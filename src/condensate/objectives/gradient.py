@@ -17,13 +17,14 @@ from condensate.data import Split
 from condensate.errors import UserError, unknown
 from condensate.examples import Examples, Held
 from condensate.lanes import lanes
+from condensate.losses import MeanLoss
 from condensate.networks import Network, on_tiles
 from condensate.objectives.base import Layers, Objective, OfLabels, Room, Work, check_alike
 from condensate.objectives.programs import Named, inner_product, parameter_gradient, plain, squared_distance
 from condensate.ranks import ALONE, Ranks
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset
-from condensate.training import fit, taught
+from condensate.training import fit
 
 State = tuple[Named, Named]  # parameters and buffers
 Reader = Callable[[Tensor], tuple[Tensor, ...]]
@@ -142,7 +143,7 @@ class GradientMatching(Objective):
         self._gradient = self.compute.program(_in(self.dtype, gradient))
         self._match = self.compute.program(_pixel_gradient(gradient, self.distance))
         self._pull_back = self.compute.program(_pixel_gradient(gradient, inner_product))
-        self._way = self._to_train() if outer_loop > 1 else {}
+        self._loss = self._to_train() if outer_loop > 1 else None
 
     @classmethod
     def planned(cls, classes: int, images: int, **options: Any) -> Work:
@@ -293,13 +294,10 @@ class GradientMatching(Objective):
         parameters = {name: parameter.detach() for name, parameter in self.network.named_parameters()}
         return plain(parameters, dtype, layout), plain(dict(self.network.named_buffers()), dtype, layout)
 
-    def _to_train(self) -> dict[str, Any]:
-        """How ``fit`` trains the network: unrounded, as matches are compiled, no more at once than they see."""
+    def _to_train(self) -> MeanLoss:
+        """What the network is trained by: unrounded, compiled as matches are, no more at once than they see."""
         compute = replace(self.compute, precision=torch.float32, tiled=False)  # a network on tiles needs no other
-        way = taught(self.network, compute, self.real.shape, self.real.device)
-        if way["chunk"]:
-            way["chunk"] = min(way["chunk"], self.compute.chunk)
-        return way
+        return MeanLoss.laid_out(self.network, compute, self.real.shape, self.real.device, self.compute.chunk)
 
     def _train(self, synthetic: SyntheticDataset, generator: torch.Generator) -> None:
         """Train the network on the synthetic images as they are now."""
@@ -314,7 +312,7 @@ class GradientMatching(Objective):
             batch=self.batch_train,
             drop=False,
             augment=self.augment if self.augment.ops else None,
-            **self._way,
+            loss=self._loss,
         )
 
 

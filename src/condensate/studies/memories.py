@@ -19,6 +19,7 @@ from condensate.data import ImageData, Split
 from condensate.errors import UserError
 from condensate.evaluation import train_networks
 from condensate.examples import Examples
+from condensate.losses import MeanLoss
 from condensate.networks import Network, build
 from condensate.parameterizations import PARAMETERIZATIONS
 from condensate.recipe import Recipe, Values
@@ -27,7 +28,7 @@ from condensate.scoring import learning_rate
 from condensate.sessions import Clock, Session
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset
-from condensate.training import accuracy, fit, taught
+from condensate.training import accuracy, fit
 
 FULL, FINETUNE = "full", "finetune"
 # Rows whose memory sees its images one by one, as recipes of their storage.
@@ -282,7 +283,7 @@ class Memory:
         passed = len(new) if replay is None else 2 * len(new)
         settled = settling.settle_training(self.recipe, shape, classes, passed, device, full=True)
         network = build(registered, shape, classes, self.streams("program"), **keywords)
-        way = taught(network, settling.training_way(settled)["compute"], shape, device)
+        loss = MeanLoss.laid_out(network, settling.training_way(settled)["compute"], shape, device)
         for repeat in range(options.repeats):
             generator = self.streams("rehearsal", repeat, step)
             network.reset_(generator)
@@ -298,7 +299,7 @@ class Memory:
                 join_last=True,
                 augment=assemble.training_augment(self.recipe),
                 replay=replay,
-                **way,
+                loss=loss,
             )
             plain = deepcopy(network).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
             scores.append(self.accuracies(plain, step))
