@@ -1,5 +1,6 @@
 """Every start fills every storage."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from condensate import ImageData, LowRank, Pixels, Streams, Uint8, coresets
+from condensate import ImageData, LowRank, Pixels, Streams, Uint8, coresets, starts
 from condensate.parameterizations import PARAMETERIZATIONS, Parameterization
 from condensate.starts import STARTS, centres
 
@@ -118,6 +119,18 @@ def test_k_means__one_image_a_class__the_class_mean(toy_data: ImageData):
     for label, image in enumerate(images):
         own = toy_data.train.images((toy_data.train.labels == label).nonzero().flatten())
         torch.testing.assert_close(image, own.mean(0))
+
+
+def test_k_means__more_pixels_than_are_clustered__random_images_of_the_class(
+    toy_data: ImageData, monkeypatch: pytest.MonkeyPatch
+):
+    """Of as many clusters as points the centres are the points: those that were drawn."""
+    monkeypatch.setattr(starts, "CLUSTERED_BYTES", 7 * 4 * math.prod(toy_data.shape))
+    images = started("k-means", Pixels(3 * 7, toy_data.shape), toy_data).flatten(1)
+    for label, own in enumerate(images.split(7)):
+        drawn = toy_data.train.images(toy_data.train.sample(label, 7, Streams(0)("k-means", label))).flatten(1)
+        assert len(drawn) < toy_data.train.counts()[label]
+        assert torch.cdist(drawn, own).min(1).values.max() < 1e-5
 
 
 def test_k_means__smaller_class_than_asked_for__its_images_again(toy_data: ImageData):

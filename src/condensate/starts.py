@@ -3,6 +3,7 @@
 With no episode after it, a start from real images is a baseline: random, herding, k-centre.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +16,11 @@ from condensate.data import Split
 from condensate.errors import UserError
 from condensate.parameterizations import Parameterization
 from condensate.streams import Streams
+from condensate.training import scored_at_once
 
 Embed = Callable[[], Callable[[Tensor], Tensor]]
+
+CLUSTERED_BYTES = 2**26  # of the pixels of a class, in float32; of a larger class as many random images are clustered
 
 
 def noise(
@@ -52,14 +56,29 @@ def k_centre(stored: Parameterization, real: Split, embed: Embed, streams: Strea
 
 
 def k_means(stored: Parameterization, real: Split, embed: Embed, streams: Streams) -> None:
-    """Centres of clusters of the real images of each class, as close as the storage can hold them."""
+    """Centres of clusters of the real images of each class, as close as the storage can hold them.
+
+    Of a class of more than ``CLUSTERED_BYTES`` of pixels, so many random images are clustered.
+    """
     per_class = len(stored) // len(real.counts())
+    most = max(per_class, CLUSTERED_BYTES // (4 * math.prod(real.shape)))
     found = []
     for label, count in enumerate(real.counts().tolist()):
-        images = real.images((real.labels == label).nonzero().flatten())
-        some = centres(images.flatten(1), min(count, per_class), streams("k-means", label))
-        found.append(some.repeat(-(-per_class // len(some)), 1)[:per_class].view(-1, *images.shape[1:]))
+        draws = streams("k-means", label)
+        index = real.sample(label, most, draws) if count > most else (real.labels == label).nonzero().flatten()
+        some = centres(_pixels(real, index), min(count, per_class), draws)
+        found.append(some.repeat(-(-per_class // len(some)), 1)[:per_class].view(-1, *real.shape))
     stored.encode_(torch.cat(found))
+
+
+def _pixels(real: Split, index: Tensor) -> Tensor:
+    """Images at ``index`` (k,) as points (k, C * H * W), read a few at a time."""
+    points = torch.empty(len(index), math.prod(real.shape), device=real.device)
+    parts = index.split(scored_at_once(real.shape, real.device))
+    real.expect(parts)
+    for part, place in zip(parts, points.split(len(parts[0])), strict=True):
+        place.copy_(real.images(part).flatten(1))
+    return points
 
 
 def centres(points: Tensor, count: int, generator: torch.Generator, rounds: int = 20) -> Tensor:
@@ -70,7 +89,8 @@ def centres(points: Tensor, count: int, generator: torch.Generator, rounds: int 
     chosen = torch.randperm(len(points), generator=generator, device=generator.device)[:count]
     found = points[chosen.to(points.device)]
     for _ in range(rounds):
-        members = one_hot(torch.cdist(points, found).argmin(1), count).to(points.dtype)
+        closest = (found.square().sum(1) - 2 * (points @ found.T)).argmin(1)  # a point's own length is the same to all
+        members = one_hot(closest, count).to(points.dtype)
         sizes = members.sum(0)[:, None]
         found = torch.where(sizes > 0, members.T @ points / sizes.clamp(min=1), found)
     return found

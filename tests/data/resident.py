@@ -31,6 +31,7 @@ from condensate import (
     from_arrays,
     load_data,
 )
+from condensate.starts import k_means
 
 IDLE = """
 import numpy, pyarrow, pyarrow.ipc
@@ -68,7 +69,7 @@ class Peak(threading.Thread):
 
 
 def episodes(data: ImageData) -> None:
-    """Five of distribution matching."""
+    """Five of distribution matching, from k-means."""
     streams, classes = Streams(0), len(data.classes)
     synthetic = SyntheticDataset(
         LowRank(classes, data.shape, rank=2),
@@ -77,7 +78,7 @@ def episodes(data: ImageData) -> None:
         mean=data.mean,
         std=data.std,
     )
-    synthetic.parameterization.reset_(streams("start"))
+    k_means(synthetic.parameterization, data.train, lambda: torch.flatten, streams)
     network, augment, compute = ConvNet(data.shape, classes, width=8), Augment(["crop", "flip"]), Compute(chunk=16)
     matching = DistributionMatching(data.train, network, augment, streams, compute, batch_real=32)
     condense(synthetic, matching, episodes=5, lr=1.0)
