@@ -120,6 +120,14 @@ def test_planned__is_about_what_an_episode_computes(objective, data):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
+def test_planned__parts__are_what_processes_can_share(objective):
+    """Classes, or experts; the noise of the private objective is that of one process."""
+    options = MATCHED[objective] | {"batch_real": 12, "batch_syn": None, "experts_per_step": 2}
+    parts = OBJECTIVES[objective].planned(3, 6, **options).parts
+    assert parts == {"mtt": 2, "dm-private": 1}.get(objective, 3)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_room__grows_with_the_chunk_and_not_with_the_work(objective):
     layers = Layers(image=1, largest=1000, every=5000, parameters=100)
 

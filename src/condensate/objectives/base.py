@@ -16,7 +16,7 @@ from condensate.synthetic import SyntheticDataset
 from condensate.whitening import seen_alike
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Work:
     """What one episode asks of the network.
 

@@ -154,7 +154,8 @@ class GradientMatching(Objective):
         """
         outer, inner = int(options["outer_loop"]), int(options["inner_loop"])
         matched, trained = outer * images, (outer - 1) * inner * images
-        return Work(matched, 2 * matched + trained, outer * classes * int(options["batch_real"]), classes)
+        real = outer * classes * int(options["batch_real"])
+        return Work(features=matched, gradients=2 * matched + trained, real_gradients=real, parts=classes)
 
     @classmethod
     def room(cls, layers: Layers, compute: Compute, classes: int, images: int, **options: Any) -> Room:

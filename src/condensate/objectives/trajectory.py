@@ -139,11 +139,8 @@ class TrajectoryMatching(Objective):
         """3 forwards' operations an image and step on the way, 9 on the way back."""
         batch = options["batch_syn"] or images
         check_batch(batch, images)
-        return Work(
-            0,
-            4 * int(options["experts_per_step"]) * int(options["syn_steps"]) * int(batch),
-            int(options["experts_per_step"]),
-        )
+        experts = int(options["experts_per_step"])
+        return Work(features=0, gradients=4 * experts * int(options["syn_steps"]) * int(batch), parts=experts)
 
     @classmethod
     def room(cls, layers: Layers, compute: Compute, classes: int, images: int, **options: Any) -> Room:
