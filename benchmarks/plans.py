@@ -96,8 +96,8 @@ def check(name: str, device: torch.device) -> dict[str, Any]:
     said = {
         "episode_seconds": expected.condense_seconds / recipe.condense.episodes,
         "evaluation_seconds_a_network": expected.evaluate_seconds / options.repeats,
-        "bytes": expected.memory_bytes,
-        "condense_bytes": expected.condense_bytes,
+        "bytes": expected.memory_bytes - expected.data_bytes,
+        "condense_bytes": expected.condense_bytes - expected.data_bytes,
     }
     found = {
         "episode_seconds": episode,

@@ -1,10 +1,14 @@
 """What a run is said to take."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from condensate import Compute, Streams, assemble, build_network, peaks, planning, rates
+from condensate import Compute, Streams, assemble, build_network, peaks, planning, rates, settling
+from condensate.data.disk import AHEAD
 from condensate.losses import trained_at_once
 from condensate.networks import forward_operations
 from condensate.sheets import resolve
@@ -96,6 +100,53 @@ def test_plan__images_of_any_size__training_and_scoring_take_no_more(monkeypatch
         piece = trained_at_once(shape, Compute(), torch.device("cpu"))
         seen.append(peaks.peaks(recipe, shape, 10, 400, 400, piece, torch.device("cpu"))[1] - 400 * 12 * side**2)
     assert max(seen) < 1.6 * min(seen)
+
+
+def test_plan__several_kinds_of_networks__the_time_of_all_and_the_room_of_the_largest():
+    """Of kinds that are scored, too, each by its operations."""
+    device, mlp = torch.device("cpu"), {"network": {"name": "mlp"}, "compute": {"compile": "never"}}
+
+    def planned(*networks: str) -> planning.Plan:
+        changes = {"evaluate": {"networks": list(networks), "compile": "never", "epochs": 1}}
+        return planning.plan(resolve("cifar10-dm-ipc1", mlp | changes), device)
+
+    small, large, both = planned("same"), planned("vgg11"), planned("same", "vgg11")
+    assert both.evaluate_seconds == pytest.approx(small.evaluate_seconds + large.evaluate_seconds)
+    assert both.memory_bytes == large.memory_bytes > small.memory_bytes
+    assert both.condense_bytes == small.condense_bytes
+
+
+def test_plan__data_not_at_hand__their_bytes_are_counted():
+    narrow = {"network": {"width": 8, "depth": 1}, "compute": {"compile": "never"}}
+    expected = planning.plan(resolve("cifar10-dm-ipc1", narrow), torch.device("cpu"))
+    assert expected.data_bytes == 60_000 * 32 * 32 * 3 < expected.condense_bytes
+    on_disk = planning.plan(resolve("cifar10-dm-ipc1", narrow | {"data": {"hold": "disk"}}), torch.device("cpu"))
+    assert on_disk.data_bytes == 60_000 * 24 + AHEAD
+    assert planning.plan(resolve("digits-dm", narrow), torch.device("cpu")).data_bytes == 1797 * 64
+
+
+def test_rates__kept_where_nothing_else_is_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CONDENSATE_CACHE", str(tmp_path))
+    monkeypatch.setattr(rates, "_measured", {})
+    measured = iter(range(1, 9))
+    monkeypatch.setattr(rates, "_measure", lambda *_: rates.Rates(*[next(measured)] * 5))
+    device = torch.device("cpu")
+    recipe = settling.settle_compute(resolve("digits-dm"), (1, 8, 8), 10, 10, device)
+
+    def found() -> float:
+        return rates.measured_rates(recipe, (1, 8, 8), 10, 16, device).features
+
+    monkeypatch.setattr("os.getloadavg", lambda: (float(os.cpu_count() or 1), 0.0, 0.0))
+    assert (found(), found()) == (1, 1)  # of this process
+    rates._measured.clear()
+    assert found() == 2
+    monkeypatch.setattr("os.getloadavg", lambda: (0.1, 0.0, 0.0))
+    rates._measured.clear()
+    assert found() == 3
+    rates._measured.clear()
+    assert found() == 3
+    monkeypatch.setattr(rates, "processor", lambda: "another")
+    assert found() == 4
 
 
 def test_plan__stream_of_classes__all_its_orders_and_memories():

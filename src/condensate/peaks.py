@@ -5,11 +5,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from condensate import assemble, settling
+from condensate import settling
+from condensate.assemble import networks_of
 from condensate.evaluation import HELD_BYTES
+from condensate.networks import build
 from condensate.objectives import OBJECTIVES, Layers
 from condensate.parameterizations import Shape
-from condensate.recipe import Recipe
+from condensate.recipe import Recipe, Values
 from condensate.streams import Streams
 from condensate.training import scored_at_once
 
@@ -29,22 +31,28 @@ def peaks(
 ) -> tuple[int, int]:
     """Bytes at the peak of condensing, and at that of training and scoring, beside what lasts all along.
 
-    Networks are trained on ``trained`` images at a time, of all that are trained together, in such pieces if any.
+    Networks are trained on ``trained`` images at a time, of all that are trained together, in such pieces if any; the
+    peak is that of the largest kind.
     """
-    layers, whole = _layers(recipe, shape, classes)
+    layers, whole = _layers(recipe["network"]["name"], recipe.options("network"), shape, classes)
     compute, objective = settling.compute(recipe, shape, device), recipe["objective"]
     if whole:  # batch statistics are of whole batches
         compute = replace(compute, chunk=max(images, classes * objective.get("batch_real", 0)), piece=None)
-    elif piece_trained:
-        trained = min(trained, piece_trained)
     room = OBJECTIVES[objective["name"]].room(layers, compute, classes, images, **recipe.options("objective"))
     matched = room.activations / 2 if compute.compiled and not compute.tiled else room.activations
     condensing = _used(compute.compiled, compute.tiled) + matched + room.lasting
     training = recipe.evaluate
     used = _used(compute.compiled or training.compile == "always", compute.tiled or training.tiles == "always")
     held = images * layers.image if images * layers.image <= HELD_BYTES else 0
-    scored = (3 if device.type == "cpu" else 2) * layers.largest * scored_at_once(shape, device)  # a CPU's has gaps
-    scoring = used + held + max(layers.every * trained, scored)
+    scored = (3 if device.type == "cpu" else 2) * scored_at_once(shape, device)  # a CPU's has gaps
+
+    def peak(name: str, options: Values) -> int:
+        """Of networks of one kind."""
+        own, whole = _layers(name, options, shape, classes)
+        at_once = trained if whole or not piece_trained else min(trained, piece_trained)
+        return max(own.every * at_once, own.largest * scored)
+
+    scoring = used + held + max(peak(name, options) for _, name, options in networks_of(recipe, shape, classes))
     return int(condensing), int(scoring)
 
 
@@ -54,9 +62,9 @@ def _used(compiled: bool, tiled: bool) -> int:
 
 
 @torch.no_grad()
-def _layers(recipe: Recipe, shape: Shape, classes: int) -> tuple[Layers, bool]:
-    """Bytes of the recipe's network, and whether it takes whole batches."""
-    net = assemble.network(recipe, shape, classes, Streams(0)("count"))
+def _layers(name: str, options: Values, shape: Shape, classes: int) -> tuple[Layers, bool]:
+    """Bytes of a network, and whether it takes whole batches."""
+    net = build(name, shape, classes, Streams(0)("count"), **options)
     outputs: list[int] = []
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

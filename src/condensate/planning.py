@@ -20,7 +20,6 @@ from condensate.recipe import Recipe
 from condensate.streams import Streams
 from condensate.whitening import check_size, side_bytes
 
-SCORED = 10_000  # images that score, as most data sets have
 INDEX_BYTES = 24  # held of an image on disk: its label, its row and its place in its class
 
 
@@ -41,6 +40,7 @@ class Plan:
         condense_seconds: Of all episodes, from this machine's measured rates; compilation apart.
         evaluate_seconds: Of all networks.
         memory_bytes: Of images and activations at the peak, beside what PyTorch itself takes.
+        data_bytes: Of the real images in it.
         condense_bytes: Likewise, until networks are trained to score.
         side_bytes: Of the whitening beside the set, not in the budget; 0 without ZCA.
         experts: What the experts take, where the objective matches any.
@@ -59,6 +59,7 @@ class Plan:
     condense_seconds: float
     evaluate_seconds: float
     memory_bytes: int
+    data_bytes: int
     condense_bytes: int
     side_bytes: int
     experts: "ExpertPlan | None" = None
@@ -108,7 +109,8 @@ def plan(recipe: Recipe, device: torch.device) -> Plan:
 
 
 def _plan(recipe: Recipe, device: torch.device) -> Plan:
-    shape, classes, held, data = _data(recipe)
+    there = _data(recipe)
+    shape, classes, data = there.shape, there.classes, there.data
     side = 0
     if recipe["data"]["zca"]:
         check_size(shape)
@@ -129,7 +131,7 @@ def _plan(recipe: Recipe, device: torch.device) -> Plan:
         piece = trained_at_once(shape, settling.training_way(settled)["compute"], device)
     rates = measured_rates(settled, shape, classes, at_a_time, device)
     condensing, scoring = peaks(settled, shape, classes, images, at_a_time, piece, device)
-    lasting = held + 3 * cost.bits // 8 + 2 * side
+    lasting = there.held + 3 * cost.bits // 8 + 2 * side
     return Plan(
         shape=shape,
         classes=classes,
@@ -141,8 +143,9 @@ def _plan(recipe: Recipe, device: torch.device) -> Plan:
         tiled=settled["compute"]["tiles"] == "always",
         precision=settled["compute"]["precision"],
         condense_seconds=_condense_seconds(recipe, classes, images, rates),
-        evaluate_seconds=_evaluate_seconds(settled, shape, classes, images, rates, device),
+        evaluate_seconds=_evaluate_seconds(settled, there, images, rates, device),
         memory_bytes=lasting + max(condensing, scoring),
+        data_bytes=there.held,
         condense_bytes=lasting + condensing,
         side_bytes=side,
         experts=_experts(recipe, shape, classes, data, rates, device),
@@ -156,14 +159,12 @@ def _condense_seconds(recipe: Recipe, classes: int, images: int, rates: Rates) -
     return recipe.condense.episodes * (taken + work.real_gradients / rates.real_gradients)
 
 
-def _evaluate_seconds(
-    recipe: Recipe, shape: Shape, classes: int, images: int, rates: Rates, device: torch.device
-) -> float:
+def _evaluate_seconds(recipe: Recipe, there: "_Data", images: int, rates: Rates, device: torch.device) -> float:
     """Of training and scoring all networks, as the recipe has settled it."""
     options = recipe.evaluate
-    trained = _evaluated_work(recipe, shape, classes) * options.repeats * options.epochs * images
+    networks = options.repeats * _evaluated_work(recipe, there.shape, there.classes)
     gain = training_gain(settling.training_way(recipe)["compute"], device)
-    return trained / (gain * rates.training) + options.repeats * SCORED / rates.scoring
+    return networks * (options.epochs * images / (gain * rates.training) + there.scored / rates.scoring)
 
 
 def _experts(
@@ -190,15 +191,41 @@ def _parameters(recipe: Recipe, shape: Shape, classes: int) -> int:
     return sum(p.numel() for p in assemble.network(recipe, shape, classes, Streams(0)("count")).parameters())
 
 
-def _data(recipe: Recipe) -> tuple[Shape, int, int, ImageData | None]:
-    """Shape, number of classes, bytes held, and the data; what is not at hand is not fetched."""
+@dataclass(frozen=True)
+class _Data:
+    """What is known of the real images.
+
+    Args:
+        shape: Of one.
+        classes: Number of classes.
+        held: Bytes of those that stay in memory.
+        scored: How many networks are scored on.
+        data: Themselves, where they are at hand.
+    """
+
+    shape: Shape
+    classes: int
+    held: int
+    scored: int
+    data: ImageData | None = None
+
+
+def _data(recipe: Recipe) -> _Data:
+    """What is not at hand is not fetched."""
     name, path, hold = (recipe["data"][key] for key in ("name", "path", "hold"))
     if path is None and name in KNOWN and name != "digits":
-        return KNOWN[name].shape, KNOWN[name].classes, 0, None
+        known = KNOWN[name]
+        return _Data(known.shape, known.classes, _held(sum(known.counts), known.shape, hold), known.counts[1])
     data = look(**recipe["data"] | {"zca": False})
-    count, image = len(data.train) + len(data.test), math.prod(data.shape)
-    held = count * image if hold == "memory" else count * INDEX_BYTES + min(AHEAD, count * image)
-    return data.shape, len(data.classes), held, data
+    held = _held(len(data.train) + len(data.test), data.shape, hold)
+    scored = len(assemble.scoring_split(recipe, data))
+    return _Data(data.shape, len(data.classes), held, scored, data)
+
+
+def _held(count: int, shape: Shape, hold: str) -> int:
+    """Bytes that so many images take in memory."""
+    image = math.prod(shape)
+    return count * image if hold == "memory" else count * INDEX_BYTES + min(AHEAD, count * image)
 
 
 def _evaluated_work(recipe: Recipe, shape: Shape, classes: int) -> float:

@@ -1,11 +1,13 @@
 """Images a second through a recipe's network on this machine."""
 
 import json
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -16,6 +18,7 @@ from condensate.compute import Compute, like_convolutions
 from condensate.data.cache import folder as cache_folder
 from condensate.parameterizations import Shape
 from condensate.recipe import Recipe
+from condensate.records import processor
 from condensate.streams import Streams
 from condensate.training import scored_at_once
 
@@ -46,20 +49,30 @@ class Rates:
     scoring: float
 
 
+_measured: dict[Path, Rates] = {}  # by this process
+
+
 def measured_rates(recipe: Recipe, shape: Shape, classes: int, batch: int, device: torch.device) -> Rates:
-    """Measured once, in seconds, and kept in the cache; ``batch`` images are trained on at a time."""
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu x {torch.get_num_threads()}"
+    """Measured in seconds, kept in the cache if nothing else was at work; ``batch`` images are trained on at once."""
+    cuda = device.type == "cuda"
+    where = torch.cuda.get_device_name(device) if cuda else f"{processor()} x {torch.get_num_threads()}"
     key = [recipe["network"], shape, classes, batch, recipe["compute"], where, str(torch.__version__)]
     key += [COMPILED_GAIN[device.type], TILED_GAIN, scored_at_once(shape, device)]
     file = cache_folder() / f"rates-{sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
-    try:
+    with suppress(OSError, ValueError, TypeError):
         return Rates(**json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError):
-        pass
-    found = _measure(recipe, shape, classes, batch, device)
-    with suppress(OSError), replacing(file) as part:  # a cache that cannot be written only costs time
-        part.write_text(json.dumps(found.__dict__))
-    return found
+    if file not in _measured:
+        quiet = not busy()
+        _measured[file] = _measure(recipe, shape, classes, batch, device)
+        if quiet:
+            with suppress(OSError), replacing(file) as part:  # a cache that cannot be written only costs time
+                part.write_text(json.dumps(_measured[file].__dict__))
+    return _measured[file]
+
+
+def busy() -> bool:
+    """Whether other programs keep more than a core in four at work, where the system tells."""
+    return hasattr(os, "getloadavg") and os.getloadavg()[0] > max(1.0, (os.cpu_count() or 1) / 4)
 
 
 def _measure(recipe: Recipe, shape: Shape, classes: int, batch: int, device: torch.device) -> Rates:

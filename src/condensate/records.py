@@ -50,7 +50,7 @@ def environment(device: torch.device, processes: int = 1) -> Values:
         "processes": processes,
         "machine": {
             "system": platform.system(),
-            "processor": _processor(),
+            "processor": processor(),
             "threads": torch.get_num_threads(),
             "bfloat16": torch.cpu.get_capabilities().get("avx512_bf16", False),
         },
@@ -122,8 +122,8 @@ def _commit() -> str | None:
         return None
 
 
-def _processor() -> str:
-    """Its name, and family and model where they are told, for on rented machines several have the same name."""
+def processor() -> str:
+    """Name of the processor, and family and model where they are told: rented machines give several the same name."""
     try:
         first = CPUINFO.read_text().split("\n\n")[0]
     except OSError:

@@ -35,6 +35,10 @@ def _plan(options: argparse.Namespace, keys: Values) -> None:
         ["memory", f"{size(expected.memory_bytes)} and what PyTorch takes"],
     ]
     show_table(f"{recipe.name}, the main row", ["", "expected"], rows)
+    if recipe["compare"]:
+        print(
+            f"Not counted: rows it is compared with ({', '.join(recipe['compare'])}; --compare null leaves them out)."
+        )
     if expected.compiled:
         more = compiling_takes(expected.tiled)
         print(f"Times are within a factor of two, from eager rates of this machine; compiling takes {more} more.")

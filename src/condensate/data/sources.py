@@ -20,6 +20,7 @@ class Known:
     Attributes:
         shape: Of one image, (C, H, W).
         classes: Number of classes.
+        counts: Images to train and to score on, roughly where they come from the user's own copy.
         hub: Name on the Hugging Face hub; None for what comes with a package or is the user's own copy.
         config: Which of several variants on the hub.
         image: Column of the images.
@@ -30,6 +31,7 @@ class Known:
 
     shape: tuple[int, int, int]
     classes: int
+    counts: tuple[int, int]
     hub: str | None
     config: str | None = None
     image: str = "image"
@@ -49,15 +51,15 @@ IMAGENET_SUBSETS = {
 }
 
 KNOWN = {
-    "digits": Known((1, 8, 8), 10, None),
-    "mnist": Known((1, 28, 28), 10, "ylecun/mnist"),
-    "fashion-mnist": Known((1, 28, 28), 10, "zalando-datasets/fashion_mnist"),
-    "svhn": Known((3, 32, 32), 10, "ufldl-stanford/svhn", "cropped_digits"),
-    "cifar10": Known((3, 32, 32), 10, "uoft-cs/cifar10", image="img"),
-    "cifar100": Known((3, 32, 32), 100, "uoft-cs/cifar100", image="img", label="fine_label"),
-    "tinyimagenet": Known((3, 64, 64), 200, "zh-plus/tiny-imagenet", test="valid"),
-    "tinyimagenet-20": Known((3, 64, 64), 20, None),
-} | {name: Known((3, 128, 128), 10, None) for name in IMAGENET_SUBSETS}
+    "digits": Known((1, 8, 8), 10, (1297, 500), None),
+    "mnist": Known((1, 28, 28), 10, (60_000, 10_000), "ylecun/mnist"),
+    "fashion-mnist": Known((1, 28, 28), 10, (60_000, 10_000), "zalando-datasets/fashion_mnist"),
+    "svhn": Known((3, 32, 32), 10, (73_257, 26_032), "ufldl-stanford/svhn", "cropped_digits"),
+    "cifar10": Known((3, 32, 32), 10, (50_000, 10_000), "uoft-cs/cifar10", image="img"),
+    "cifar100": Known((3, 32, 32), 100, (50_000, 10_000), "uoft-cs/cifar100", image="img", label="fine_label"),
+    "tinyimagenet": Known((3, 64, 64), 200, (100_000, 10_000), "zh-plus/tiny-imagenet", test="valid"),
+    "tinyimagenet-20": Known((3, 64, 64), 20, (10_000, 1_000), None),
+} | {name: Known((3, 128, 128), 10, (13_000, 500), None) for name in IMAGENET_SUBSETS}
 
 
 def named(name: str) -> Source:
