@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from condensate import Compute, UserError
-from condensate.assemble import training_compute
+from condensate.assemble import expert_compute, training_compute
 from condensate.compute import (
     WORTH_COMPILING,
     WORTH_TILING,
     ComputeOptions,
     parts,
 )
-from condensate.networks import NETWORKS
+from condensate.networks import outline
 from condensate.settling import (
     check_training,
     compute,
@@ -242,8 +242,35 @@ def test_training_compute__on_tiles_where_the_recipe_does_not_forbid_it(machine:
     shape = (3, 32, 32)
     for asked, tiled in (({}, True), ({"tiles": "never"}, False), ({"compile": "never"}, False)):
         recipe = resolve("cifar10-lomtt-ipc1", {"compute": asked})
-        found = training_compute(recipe["compute"], NETWORKS["convnet"](shape, 10), shape, 50_000_000, CPU)
+        found = training_compute(recipe["compute"], outline("convnet", shape, 10), shape, 50_000_000, CPU)
         assert (found.tiled, found.precision) == (tiled, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("asked", "count", "settled"),
+    [
+        ({}, 100, "tiles"),
+        ({}, 1, "never"),
+        ({"tiles": "never"}, 100, "always"),
+        ({"compile": "never"}, 100, "never"),
+        ({"compile": "never", "experts": "always"}, 1, "always"),
+        ({"experts": "never"}, 100, "never"),
+    ],
+    ids=str,
+)
+def test_settle_compute__experts__by_their_own_work_once(machine: Any, asked: dict[str, str], count: int, settled: str):
+    """Of one episode condensing is not worth it, of a thousand it is; experts do not depend on it."""
+    machine(**AVX2)
+    shape = (3, 32, 32)
+    for episodes in (1, 1000):
+        changes = {"compute": asked, "condense": {"episodes": episodes}, "experts": {"count": count, "epochs": 5}}
+        changes |= {"objective": {"max_start_epoch": 1, "expert_epochs": 1}}
+        chosen = settle_compute(resolve("cifar10-lomtt-ipc1", changes), shape, 10, 80, CPU, 5_000)
+        assert chosen["compute"]["experts"] == settled
+        assert settle_compute(chosen, shape, 10, 80, CPU, 1)["compute"]["experts"] == settled
+        how = expert_compute(chosen, shape, 10, 1, CPU)
+        assert (how.compiled, how.tiled) == (settled != "never", settled == "tiles")
+    assert settle_compute(resolve("cifar10-dm-ipc1"), shape, 10, 10, CPU, 50_000)["compute"]["experts"] == "auto"
 
 
 def test_check_training__tiles_always_where_nothing_can_be__refused(machine: Any):

@@ -83,6 +83,8 @@ class ComputeOptions:
             many as have the pixels of 4,096 images of 32x32.
         reuse: Keep the class means of real features (objective dm) in the cache, for runs that differ in storage,
             start, budget or learning rate alone. Numbers stay the same; classes x features x 4 bytes an episode.
+        experts: Compile the training of experts (objective mtt): always or never, or always and on tiles. auto does as
+            compile and tiles say, where those are auto, too, by the work of all experts.
     """
 
     compile: Literal["auto", "always", "never"] = "auto"
@@ -90,6 +92,7 @@ class ComputeOptions:
     tiles: Literal["auto", "always", "never"] = "auto"
     chunk: int | None = None
     reuse: bool = False
+    experts: Literal["auto", "always", "never", "tiles"] = "auto"
 
     def resolve(
         self,
@@ -114,7 +117,8 @@ class ComputeOptions:
             UserError: For names that are not known, a chunk below 1, ``always`` where ``torch.compile`` cannot, or
                 ``tiles`` always where nothing can be on any.
         """
-        for key, known in (("compile", WHEN), ("precision", ("auto", *PRECISIONS)), ("tiles", WHEN)):
+        choices = {"compile": WHEN, "precision": ("auto", *PRECISIONS), "tiles": WHEN, "experts": (*WHEN, "tiles")}
+        for key, known in choices.items():
             if getattr(self, key) not in known:
                 raise unknown(f"{section}.{key}", str(getattr(self, key)), known)
         if self.compile == "always" and (lacks := lacking(device)):

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from condensate import assemble, settling
 from condensate.atomic import replacing
-from condensate.compute import compiling_takes
+from condensate.compute import ON_TILES, compiling_takes
 from condensate.data import ImageData
 from condensate.errors import UserError
 from condensate.loop import Progress, condense
@@ -155,7 +155,8 @@ class Condensation:
         ranks, began = self.session.ranks, time.monotonic()
         missing = ranks.once(store.missing)
         if missing:
-            self.session.display.say(f"{len(missing)} of {len(store)} experts to be made first, in {store.folder}")
+            how = {"always": ", compiled", "tiles": ", compiled" + ON_TILES}.get(recipe["compute"]["experts"], "")
+            self.session.display.say(f"{len(missing)} of {len(store)} experts to be made first{how}, in {store.folder}")
             with self.session.display.work(f"{self.title}: experts", len(store), len(store) - len(missing)) as step:
                 assemble.make_experts(recipe, self.data, step, self.outputs, ranks.share(missing))
             self.clock.on_experts = time.monotonic() - began

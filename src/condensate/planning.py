@@ -12,7 +12,6 @@ from condensate.data.disk import AHEAD
 from condensate.losses import trained_at_once
 from condensate.networks import outline
 from condensate.objectives import OBJECTIVES
-from condensate.objectives.trajectory import last_epoch
 from condensate.parameterizations import PARAMETERIZATIONS, Shape
 from condensate.peaks import peaks
 from condensate.rates import Rates, measured_rates, training_gain
@@ -123,7 +122,7 @@ def _plan(recipe: Recipe, device: torch.device) -> Plan:
     cost = storage.cost(images, shape, **recipe.options("parameterization"))
     labels = images * classes if recipe.condense.lr_labels else 0
     labels += 1 if recipe.experts is not None else 0  # the step size
-    settled = settling.settle_compute(recipe, shape, classes, images, device)
+    settled = settling.settle_compute(recipe, shape, classes, images, device, there.trained)
     settled = settling.settle_training(settled, shape, classes, images, device)
     together = settled.evaluate.together or 1
     at_a_time, piece = min(256, images) * together, None
@@ -148,7 +147,7 @@ def _plan(recipe: Recipe, device: torch.device) -> Plan:
         data_bytes=there.held,
         condense_bytes=lasting + condensing,
         side_bytes=side,
-        experts=_experts(recipe, shape, classes, data, rates, device),
+        experts=_experts(settled, there, rates, device),
     )
 
 
@@ -167,24 +166,22 @@ def _evaluate_seconds(recipe: Recipe, there: "_Data", images: int, rates: Rates,
     return networks * (options.epochs * images / (gain * rates.training) + there.scored / rates.scoring)
 
 
-def _experts(
-    recipe: Recipe, shape: Shape, classes: int, data: ImageData | None, rates: Rates, device: torch.device
-) -> ExpertPlan | None:
-    options, window = recipe.experts, recipe["objective"]
+def _experts(recipe: Recipe, there: "_Data", rates: Rates, device: torch.device) -> ExpertPlan | None:
+    options, data = recipe.experts, there.data
     if options is None:
         return None
-    epochs = options.epochs or last_epoch(window["max_start_epoch"], window["expert_epochs"])
-    kept = (epochs + 1) * _parameters(recipe, shape, classes) * PRECISIONS[options.precision].itemsize * options.count
+    epochs = assemble.expert_epochs(recipe)
+    numbers = _parameters(recipe, there.shape, there.classes)
+    kept = (epochs + 1) * numbers * PRECISIONS[options.precision].itemsize * options.count
     if data is None:
         return ExpertPlan(options.count, options.count, epochs, kept, None)
     said = recipe["data"]
     unmeasured = said["hold"] == "disk" and None in (said["mean"], said["std"])
     unseen = said["zca"] or unmeasured  # which experts are there shows only after that
     missing = options.count if unseen else len(assemble.experts(recipe, data).missing())
-    passes = missing * epochs * len(data.train)
-    own = assemble.network(recipe, shape, classes, Streams(0)("count"))
-    gain = training_gain(assemble.training_compute(recipe["compute"], own, shape, passes, device), device)
-    return ExpertPlan(options.count, missing, epochs, kept, passes / (gain * rates.training))
+    compute = assemble.expert_compute(recipe, there.shape, there.classes, there.trained, device)
+    seconds = missing * epochs * there.trained / (training_gain(compute, device) * rates.training)
+    return ExpertPlan(options.count, missing, epochs, kept, seconds)
 
 
 def _parameters(recipe: Recipe, shape: Shape, classes: int) -> int:
@@ -199,6 +196,7 @@ class _Data:
         shape: Of one.
         classes: Number of classes.
         held: Bytes of those that stay in memory.
+        trained: How many networks are trained on.
         scored: How many networks are scored on.
         data: Themselves, where they are at hand.
     """
@@ -206,6 +204,7 @@ class _Data:
     shape: Shape
     classes: int
     held: int
+    trained: int
     scored: int
     data: ImageData | None = None
 
@@ -215,11 +214,11 @@ def _data(recipe: Recipe) -> _Data:
     name, path, hold = (recipe["data"][key] for key in ("name", "path", "hold"))
     if path is None and name in KNOWN and name != "digits":
         known = KNOWN[name]
-        return _Data(known.shape, known.classes, _held(sum(known.counts), known.shape, hold), known.counts[1])
+        return _Data(known.shape, known.classes, _held(sum(known.counts), known.shape, hold), *known.counts)
     data = look(**recipe["data"] | {"zca": False})
     held = _held(len(data.train) + len(data.test), data.shape, hold)
     scored = len(assemble.scoring_split(recipe, data))
-    return _Data(data.shape, len(data.classes), held, scored, data)
+    return _Data(data.shape, len(data.classes), held, len(data.train), scored, data)
 
 
 def _held(count: int, shape: Shape, hold: str) -> int:

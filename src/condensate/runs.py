@@ -224,7 +224,9 @@ def settled(recipe: Recipe, data: ImageData, session: Session, resumed: bool) ->
         return recipe.with_values(compute={"compile": "never", "precision": "float32", "tiles": "never"})
     if not session.smoke:
         settling.check_images(recipe, images, len(data.train))
-    chosen = session.ranks.once(lambda: settling.settle_compute(recipe, shape, classes, images, session.device))
+    chosen = session.ranks.once(
+        lambda: settling.settle_compute(recipe, shape, classes, images, session.device, len(data.train))
+    )
     why = settling.why_compiled(recipe, shape, classes, images, session.device)
     if why:
         session.display.say(f"{recipe.name}: condensing is {why}")

@@ -5,7 +5,7 @@ import warnings
 
 import torch
 
-from condensate.assemble import networks_of
+from condensate.assemble import expert_compute, networks_of
 from condensate.compute import ON_TILES, PRECISIONS, WORTH_COMPILING, Compute, ComputeOptions
 from condensate.errors import UserError
 from condensate.networks import Outline, outline
@@ -18,11 +18,20 @@ TRAINING_BATCH = 256  # images a step of a network that scores, as published
 FILLS_A_GPU = 4096  # images of 32x32, or as many pixels, a step of all networks that are trained together there
 
 
-def settle_compute(recipe: Recipe, shape: Shape, classes: int, images: int, device: torch.device) -> Recipe:
-    """The recipe with ``compute`` settled, so that a resumed run does not choose anew."""
+def settle_compute(
+    recipe: Recipe, shape: Shape, classes: int, images: int, device: torch.device, real: int = 0
+) -> Recipe:
+    """The recipe with ``compute`` settled, so that a resumed run does not choose anew.
+
+    Experts, where it matches any, are trained on ``real`` images.
+    """
     work = condensing_operations(recipe, shape, classes, images)
     resolved = _resolved(recipe, shape, device, work)
-    return recipe.with_values(compute={**_settled(resolved), "chunk": resolved.chunk})
+    settled = {**_settled(resolved), "chunk": resolved.chunk}
+    if recipe.experts is not None:
+        trained = expert_compute(recipe, shape, classes, real, device)
+        settled["experts"] = "tiles" if trained.tiled else "always" if trained.compiled else "never"
+    return recipe.with_values(compute=settled)
 
 
 def why_compiled(recipe: Recipe, shape: Shape, classes: int, images: int, device: torch.device) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
-from condensate.assemble.networks import network, training_compute
+from condensate.assemble.networks import expert_compute, expert_epochs, network
 from condensate.augment import Augment
 from condensate.compute import Compute
 from condensate.data import ImageData
@@ -15,7 +15,7 @@ from condensate.errors import UserError
 from condensate.experts import Parameters, Store, trajectory
 from condensate.losses import MeanLoss
 from condensate.objectives import OBJECTIVES, Objective
-from condensate.objectives.trajectory import check_window, last_epoch
+from condensate.objectives.trajectory import check_window
 from condensate.ranks import ALONE, Ranks
 from condensate.recipe import Recipe, Values
 from condensate.records import environment
@@ -73,7 +73,7 @@ def experts(recipe: Recipe, data: ImageData, outputs: int | None = None) -> Stor
     options, window = recipe.experts, recipe["objective"]
     if options is None:
         raise UserError(f"{recipe.name} matches no expert trajectories; its objective is {window['name']}, not mtt")
-    epochs = options.epochs or last_epoch(window["max_start_epoch"], window["expert_epochs"])
+    epochs = expert_epochs(recipe)
     check_window(window["max_start_epoch"], window["expert_epochs"], epochs)
     kind = _seen(recipe, data, outputs) | {"training": options.training()}
     root = cache_folder() / "experts" if options.store is None else Path(options.store).expanduser()
@@ -108,14 +108,17 @@ def make_experts(
     outputs: int | None = None,
     first: Sequence[int] = (),
 ) -> Store:
-    """The store of the recipe's experts, those missing made on the device of the data, ``first`` before others."""
+    """The store of the recipe's experts, those missing made on the device of the data, ``first`` before others.
+
+    They are trained as ``expert_compute`` says.
+    """
     store, options = experts(recipe, data, outputs), recipe.experts
     assert options is not None
     device = data.train.device
     streams, augment = Streams(options.seed, device), Augment(**recipe["augment"])
-    trained = network(recipe, data.shape, outputs or len(data.classes), streams("network"))
-    passes = len(store.missing()) * store.epochs * len(data.train)
-    compute = training_compute(recipe["compute"], trained, data.shape, passes, device)
+    classes = outputs or len(data.classes)
+    trained = network(recipe, data.shape, classes, streams("network"))
+    compute = expert_compute(recipe, data.shape, classes, len(data.train), device)
     loss = MeanLoss.laid_out(trained, compute, data.shape, device)
 
     def train(number: int) -> list[Parameters]:

@@ -6,7 +6,8 @@ from condensate.augment import Augment
 from condensate.classic import ClassicAugment
 from condensate.compute import Compute, ComputeOptions
 from condensate.errors import UserError, unknown
-from condensate.networks import LISTS, NETWORKS, VARIANTS, Network, build, forward_operations, outline, tileable
+from condensate.networks import LISTS, NETWORKS, VARIANTS, Network, Outline, build, outline
+from condensate.objectives.trajectory import last_epoch
 from condensate.parameterizations import Shape
 from condensate.recipe import Recipe, Values
 from condensate.training import Augmentation
@@ -17,11 +18,32 @@ def network(recipe: Recipe, shape: Shape, classes: int, generator: torch.Generat
     return build(recipe["network"]["name"], shape, classes, generator, **recipe.options("network"))
 
 
-def training_compute(said: Values, trained: Network, shape: Shape, passes: int, device: torch.device) -> Compute:
+def training_compute(said: Values, trained: Outline, shape: Shape, passes: int, device: torch.device) -> Compute:
     """How a network is trained on so many real images in all: in float32, else as a section of the recipe says."""
-    operations = 3 * passes * forward_operations(trained, shape)
     asked = ComputeOptions(said["compile"], "float32", said["tiles"])
-    return asked.resolve(device, operations, shape[1] * shape[2], tiles=tileable(trained))
+    return asked.resolve(device, 3 * passes * trained.operations, shape[1] * shape[2], tiles=trained.tileable)
+
+
+def expert_compute(recipe: Recipe, shape: Shape, classes: int, real: int, device: torch.device) -> Compute:
+    """How experts are trained, on so many real images: as ``compute.experts`` says, or by the work of all of them.
+
+    It does not depend on which are there already, so that all processes and sessions train alike.
+    """
+    options, said = recipe.experts, recipe["compute"]
+    assert options is not None
+    if said["experts"] != "auto":
+        tiles = said["experts"] == "tiles"
+        said = {"compile": "always" if tiles else said["experts"], "tiles": "always" if tiles else "never"}
+    passes = options.count * expert_epochs(recipe) * real
+    trained = outline(recipe["network"]["name"], shape, classes, **recipe.options("network"))
+    return training_compute(said, trained, shape, passes, device)
+
+
+def expert_epochs(recipe: Recipe) -> int:
+    """How long every expert is trained: as asked, or as long as the objective can use."""
+    options, window = recipe.experts, recipe["objective"]
+    assert options is not None
+    return options.epochs or last_epoch(window["max_start_epoch"], window["expert_epochs"])
 
 
 def networks_of(recipe: Recipe, shape: Shape, classes: int) -> list[tuple[str, str, Values]]:

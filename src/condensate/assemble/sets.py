@@ -14,6 +14,7 @@ from condensate.assemble.networks import network, training_augment, training_com
 from condensate.coresets import embed
 from condensate.data import ImageData
 from condensate.losses import MeanLoss
+from condensate.networks import outline
 from condensate.objectives import OBJECTIVES
 from condensate.parameterizations import FLOAT_BITS, PARAMETERIZATIONS, Shape, capacity
 from condensate.recipe import STUDIES, Recipe, Values
@@ -69,7 +70,8 @@ def start(recipe: Recipe, data: ImageData, streams: Streams, outputs: int | None
     def trained_features() -> Callable[[Tensor], Tensor]:
         trained = network(recipe, data.shape, outputs or classes, streams("embed"))
         epochs = recipe.evaluate.epochs_full
-        compute = training_compute(recipe["evaluate"], trained, data.shape, epochs * len(data.train), device)
+        kind = outline(recipe["network"]["name"], data.shape, outputs or classes, **recipe.options("network"))
+        compute = training_compute(recipe["evaluate"], kind, data.shape, epochs * len(data.train), device)
         fit(
             trained,
             data.train,
