@@ -29,6 +29,7 @@ from condensate.console import Display
 from condensate.networks import NETWORKS
 from condensate.objectives import OBJECTIVES
 from condensate.recipe import Recipe
+from condensate.scoring import training_chosen
 from condensate.sessions import Session
 from condensate.sheets import resolve, shipped
 
@@ -620,6 +621,34 @@ def test_prepare__more_than_the_machine_holds__said_before_anything_is_written()
 def test_prepare__data_of_a_compared_row_cannot_be_read__names_the_row():
     with pytest.raises(UserError, match=r"row cifar10-lodm-ipc1: .*mean"):
         runs.prepare(tiny(compare=["cifar10-lodm-ipc1"]), session(TINY))
+
+
+def test_reopen__on_another_machine__every_row_is_computed_as_it_was_begun(tmp_path, machine):
+    """Under both seeds, though nothing of the second was begun."""
+    machine(avx512_bf16=True)
+    left = {"compute": {"precision": "auto"}}
+    begun = runs.prepare(tiny(**left, compare=["digits-dm", "random"]), session(TINY | left))
+    begun = [begun.at(tmp_path / f"seed{seed}", seed) for seed in range(2)]
+    machine()
+    fresh = runs.prepare(tiny(**left, compare=["digits-dm"]), session(TINY | left))
+    assert fresh.rows["digits-dm"]["compute"]["precision"] == "float32"
+    for seed, run in enumerate(begun):
+        again = runs.reopen(tmp_path / f"seed{seed}", DEVICE, session().display)
+        assert again.rows["digits-dm"]["compute"]["precision"] == "bfloat16"
+        for row, recipe in run.rows.items():
+            assert again.rows[row]["compute"] == recipe["compute"]
+
+
+def test_training__of_networks_that_score__chosen_once(tmp_path, machine):
+    recipe, file, display = tiny(evaluate={"precision": "auto"}), tmp_path / "training.json", session().display
+    chosen = []
+    for capabilities in ({"avx512_bf16": True}, {}):
+        machine(**capabilities)
+        chosen.append(training_chosen(recipe, (1, 8, 8), 10, 70, DEVICE, display, file, "row"))
+    assert chosen[0] == chosen[1]
+    assert chosen[0].evaluate.precision == "bfloat16"
+    file.unlink()
+    assert training_chosen(recipe, (1, 8, 8), 10, 70, DEVICE, display, file, "row").evaluate.precision == "float32"
 
 
 def test_resume__without_its_log__says_so_and_goes_on(halted):

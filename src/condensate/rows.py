@@ -28,7 +28,7 @@ from condensate.records import (
     stored_full,
     write_json,
 )
-from condensate.scoring import score
+from condensate.scoring import score, training_chosen
 from condensate.sessions import KEPT_EVERY, Clock, OutOfTime, Session
 from condensate.streams import Streams
 
@@ -121,34 +121,29 @@ class Row:
     def evaluate(self, examples: Examples) -> list[Score]:
         """Scores of all the recipe's networks, those already scored from the file of the last session."""
         ranks = self.session.ranks
-        self.recipe = self.recipe.with_values(evaluate=ranks.once(lambda: self.settled(len(examples))))
-        title, full = f"{self.name}: evaluate", self.name == FULL
+        full, display, device = self.name == FULL, self.session.display, self.session.device
+        shape, classes = self.data.shape, len(self.data.classes)
+
+        def choose() -> Recipe:
+            return training_chosen(
+                self.recipe, shape, classes, len(examples), device, display, self.way, self.name, full=full
+            )
+
+        self.recipe = ranks.once(choose)
         file = self.folder / "checkpoints" / "training.safetensors"
         return score(
             self.recipe,
             examples,
             self.data,
             self.streams,
-            self.session.display,
-            title=title,
+            display,
+            title=f"{self.name}: evaluate",
             full=full,
             done=ranks.once(self.kept),
             keep=self.keep if ranks.first else None,
             ranks=ranks,
             bookmark=lambda name: TrainingFile(file, name, self.session, self.condensation.clock),
         )
-
-    def settled(self, images: int) -> Values:
-        """How networks are trained, as in ``evaluate``: chosen once for all sessions."""
-        if not self.way.is_file():
-            shape, classes = self.data.shape, len(self.data.classes)
-            full, device = self.name == FULL, self.session.device
-            chosen = settling.settle_training(self.recipe, shape, classes, images, device, full=full)
-            write_json(self.way, {key: chosen["evaluate"][key] for key in settling.TRAINED_BY})
-            why = settling.why_training_compiled(self.recipe, shape, classes, images, device, full=full)
-            if why:
-                self.session.display.say(f"{self.name}: training to score is {why}")
-        return dict(read_json(self.way))
 
     def kept(self) -> dict[str, list[float]]:
         """Accuracies of networks scored so far, by network."""

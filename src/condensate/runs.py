@@ -1,6 +1,7 @@
 """Runs: a recipe and the rows it is compared with, in a folder."""
 
 import json
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,12 +16,14 @@ from condensate.errors import UserError, unknown
 from condensate.parameterizations import PARAMETERIZATIONS, Shape
 from condensate.ranks import ALONE, Ranks
 from condensate.recipe import Evaluate, Recipe, Values, merge
+from condensate.records import read_json, write_json
 from condensate.rows import FULL, Row
 from condensate.schema import complete
 from condensate.sessions import Session, check_recipe
 from condensate.sheets import find, resolve, shipped
 from condensate.streams import Streams
 
+CHOSEN = "chosen.json"  # in the folder of a run or a study: what was left to the machine that began it, by row
 SMOKED_SIDE = 64  # pixels; larger images are cut to this in a smoke run
 
 
@@ -111,6 +114,7 @@ class Run:
         rows = {name: recipe.with_values(seed=seed) for name, recipe in self.rows.items()}
         run = replace(self, recipe=self.recipe.with_values(seed=seed), rows=rows, folder=folder)
         self.session.claim(folder, run.recipe, self.data[self.recipe.name])
+        keep_chosen(folder, run.rows, self.session)
         return run
 
     def run(self) -> dict[str, Values]:
@@ -124,13 +128,13 @@ class Run:
         return results
 
 
-def prepare(recipe: Recipe, session: Session, *, resumed: bool = False) -> Run:
+def prepare(recipe: Recipe, session: Session, begun: Path | None = None) -> Run:
     """Load the data and check all that can be checked before anything is written.
 
     Args:
         recipe: Of the main row.
         session: Device and display.
-        resumed: Whether a part may be done already, and so need less than all of it did.
+        begun: Where a part of it may be done already; what was chosen then stays, and less may be needed now.
     """
     if session.smoke:
         recipe = smoked(recipe)
@@ -151,7 +155,8 @@ def prepare(recipe: Recipe, session: Session, *, resumed: bool = False) -> Run:
             else:
                 datasets[row] = data
             assemble.scoring_split(found, datasets[row])
-            rows[row] = found if row == FULL else settled(found, datasets[row], session, resumed)
+            if row != FULL:
+                rows[row] = settled(as_chosen(found, row, begun), datasets[row], session, resumed=begun is not None)
         except UserError as error:
             raise error if row == recipe.name else UserError(f"row {row}: {error}") from error
     return Run(rows[recipe.name], rows, datasets, session)
@@ -163,7 +168,7 @@ def reopen(
     """The run in a folder, to go on with it, whatever the number of processes; see ``reread``."""
     recipe, session = reread(folder, device, display, threads, "run")
     session = replace(session, ranks=ranks)
-    run = replace(prepare(recipe, session, resumed=True), folder=folder)
+    run = replace(prepare(recipe, session, folder), folder=folder)
     session.same_beginning(folder, run.recipe, run.data[run.recipe.name])
     return run
 
@@ -201,6 +206,18 @@ def reread(
         raise UserError(f"the run in {folder} was started with {used} threads and goes on with them: drop --threads")
     torch.set_num_threads(used)
     return recipe, session
+
+
+def keep_chosen(folder: Path, rows: Mapping[str, Recipe], session: Session) -> None:
+    """Write down how every row is computed, so that no later session chooses anew, on whatever machine."""
+    session.ranks.once(lambda: write_json(folder / CHOSEN, {row: recipe["compute"] for row, recipe in rows.items()}))
+
+
+def as_chosen(recipe: Recipe, row: str, begun: Path | None) -> Recipe:
+    """The recipe of a row, computed as it was to be when the work in a folder, if any, was begun."""
+    file = None if begun is None else begun / CHOSEN
+    chosen = read_json(file) if file and file.is_file() else {}
+    return recipe.with_values(compute=chosen.get(row, {}))
 
 
 def placed(recipe: Recipe) -> Recipe:

@@ -539,6 +539,16 @@ def test_resume__a_part_of_a_memory_is_gone__said(tmp_path):
         continual.reopen(tmp_path, torch.device("cpu"), Display(quiet=True)).run()
 
 
+def test_reopen__on_another_machine__every_row_is_computed_as_it_was_begun(tmp_path, machine):
+    machine(avx512_bf16=True)
+    begun = study(tmp_path, {"compute": {"precision": "auto"}, "compare": ["digits-dm", "random"]})
+    machine()
+    again = continual.reopen(tmp_path, torch.device("cpu"), Display(quiet=True))
+    assert again.rows["digits-dm"]["compute"]["precision"] == "bfloat16"
+    for row, recipe in begun.rows.items():
+        assert again.rows[row]["compute"] == recipe["compute"]
+
+
 def test_reopen__other_images_than_before__refused(tmp_path, monkeypatch):
     begun = study(tmp_path)
     continual.reopen(tmp_path, torch.device("cpu"), begun.session.display)

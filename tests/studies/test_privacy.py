@@ -235,6 +235,16 @@ def test_reopen__another_run__named(tmp_path):
         privacy.reopen(tmp_path, CPU, quiet())
 
 
+def test_reopen__on_another_machine__every_row_is_computed_as_it_was_begun(tmp_path, machine):
+    machine(avx512_bf16=True)
+    begun = study(tmp_path, {"compute": {"precision": "auto"}, "compare": ["digits-dm", "random"]})
+    machine()
+    again = privacy.reopen(tmp_path, CPU, quiet())
+    assert again.rows["digits-dm"]["compute"]["precision"] == "bfloat16"
+    for row, recipe in begun.rows.items():
+        assert again.rows[row]["compute"] == recipe["compute"]
+
+
 def test_reopen__other_images_than_before__refused(tmp_path, monkeypatch):
     study(tmp_path)
     privacy.reopen(tmp_path, CPU, quiet())

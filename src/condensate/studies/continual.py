@@ -18,7 +18,7 @@ from condensate.errors import UserError, unknown
 from condensate.figures import save_curves
 from condensate.recipe import Recipe, Values
 from condensate.records import SCHEMA, environment, fraction, read_json, write, write_json
-from condensate.runs import placed, reread, row_recipe, settled, smoked, smoked_shape
+from condensate.runs import as_chosen, keep_chosen, placed, reread, row_recipe, settled, smoked, smoked_shape
 from condensate.sessions import Session
 from condensate.sheets import shipped
 from condensate.studies.memories import FINETUNE, FULL, RESERVOIRS, Allowance, Memory
@@ -48,6 +48,7 @@ class Study:
     def at(self, folder: Path) -> "Study":
         """The same study in a folder, which is written as far as it needs to be resumed."""
         self.session.claim(folder, self.recipe, self.datasets[0])
+        keep_chosen(folder, self.rows, self.session)
         return replace(self, folder=folder)
 
     @property
@@ -134,8 +135,8 @@ class Study:
         }
 
 
-def prepare(recipe: Recipe, session: Session) -> Study:
-    """Load the data and check all that can be checked before anything is written."""
+def prepare(recipe: Recipe, session: Session, begun: Path | None = None) -> Study:
+    """Load the data and check all that can be checked before anything is written; see ``runs.prepare``."""
     recipe = replace(recipe, values={key: value for key, value in recipe.values.items() if key != "privacy"})
     if session.smoke:
         name = recipe["data"]["name"]
@@ -158,7 +159,7 @@ def prepare(recipe: Recipe, session: Session) -> Study:
         rows[row] = _row(recipe, row, first.experiences[0].data, session)
     for row, found in rows.items():
         try:
-            rows[row] = _settled(found, row, first, session)
+            rows[row] = _settled(as_chosen(found, row, begun), row, first, session)
         except UserError as error:
             raise error if row == recipe.name else UserError(f"row {row}: {error}") from error
     return Study(rows[recipe.name], rows, tuple(datasets), session)
@@ -178,7 +179,7 @@ def _check_scored(recipe: Recipe, data: ImageData) -> None:
 def reopen(folder: Path, device: torch.device, display: Display, threads: int | None = None) -> Study:
     """The study in a folder, to go on with it; see ``runs.reread``."""
     recipe, session = reread(folder, device, display, threads, "continual")
-    study = replace(prepare(recipe, session), folder=folder)
+    study = replace(prepare(recipe, session, folder), folder=folder)
     session.same_beginning(folder, study.recipe, study.datasets[0])
     return study
 

@@ -24,7 +24,7 @@ from condensate.networks import Network, build
 from condensate.parameterizations import PARAMETERIZATIONS
 from condensate.recipe import Recipe, Values
 from condensate.records import read_json, read_tensors, write_json
-from condensate.scoring import learning_rate
+from condensate.scoring import learning_rate, training_chosen
 from condensate.sessions import Clock, Session
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset
@@ -240,9 +240,9 @@ class Memory:
         examples, options = Union(parts, self.stream.classes), self.recipe.evaluate
         scores = read_json(kept) if kept.is_file() else []
         registered, keywords = self.network
-        shape, classes, full = self.stream.experiences[0].data.shape, len(self.stream.classes), self.name == FULL
-        device = self.session.device
-        settled = settling.settle_training(self.recipe, shape, classes, len(examples), device, full=full)
+        title = f"{self.folder.parent.name} {self.name} step {step + 1}"
+        file = kept.parent.with_name(f"training-{kept.name}")
+        settled = self.trained_as(len(examples), file, title, full=self.name == FULL)
         trained = train_networks(
             examples,
             len(self.stream.classes),
@@ -256,8 +256,7 @@ class Memory:
             start=len(scores),
             **settling.training_way(settled),
         )
-        title = f"{self.folder.parent.name} {self.name} step {step + 1}: evaluate"
-        with self.session.display.work(title, options.repeats, len(scores)) as progress:
+        with self.session.display.work(f"{title}: evaluate", options.repeats, len(scores)) as progress:
             for network in trained:
                 scores.append(self.accuracies(network, step))
                 write_json(kept, scores)
@@ -281,7 +280,8 @@ class Memory:
         registered, keywords = self.network
         shape, classes, device = experience.shape, len(self.stream.classes), self.session.device
         passed = len(new) if replay is None else 2 * len(new)
-        settled = settling.settle_training(self.recipe, shape, classes, passed, device, full=True)
+        title = f"{self.folder.parent.name} {self.name} step {step + 1}"
+        settled = self.trained_as(passed, self.step(step) / "training.json", title, full=True)
         network = build(registered, shape, classes, self.streams("program"), **keywords)
         loss = MeanLoss.laid_out(network, settling.training_way(settled)["compute"], shape, device)
         for repeat in range(options.repeats):
@@ -308,6 +308,12 @@ class Memory:
             save_file(states, part)
         clock.keep()
         return scores
+
+    def trained_as(self, images: int, file: Path, title: str, *, full: bool) -> Recipe:
+        """The recipe with how networks are trained on so many images settled, once for all sessions."""
+        shape, classes = self.stream.experiences[0].data.shape, len(self.stream.classes)
+        device, display = self.session.device, self.session.display
+        return training_chosen(self.recipe, shape, classes, images, device, display, file, title, full=full)
 
     def accuracies(self, network: Network, step: int) -> list[float]:
         """Accuracy on every experience up to ``step``, each among all classes."""

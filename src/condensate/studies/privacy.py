@@ -22,7 +22,7 @@ from condensate.privacy import ATTACKS, Nearness, Record, among_nearest, check_r
 from condensate.recipe import Recipe, Values
 from condensate.records import SCHEMA, environment, fraction, read_json, read_tensors, write_json
 from condensate.rows import FULL
-from condensate.runs import placed, reread, row_recipe, settled, smoked, smoked_shape
+from condensate.runs import as_chosen, keep_chosen, placed, reread, row_recipe, settled, smoked, smoked_shape
 from condensate.sessions import Session
 from condensate.sheets import shipped
 from condensate.streams import Streams
@@ -54,6 +54,7 @@ class Study:
     def at(self, folder: Path) -> "Study":
         """The same study in a folder, which is written as far as it needs to be resumed."""
         self.session.claim(folder, self.recipe, self.data)
+        keep_chosen(folder, self.rows, self.session)
         return replace(self, folder=folder)
 
     @property
@@ -201,8 +202,8 @@ class Study:
         }
 
 
-def prepare(recipe: Recipe, session: Session) -> Study:
-    """Load the data and check all that can be checked before anything is written."""
+def prepare(recipe: Recipe, session: Session, begun: Path | None = None) -> Study:
+    """Load the data and check all that can be checked before anything is written; see ``runs.prepare``."""
     recipe = replace(recipe, values={key: value for key, value in recipe.values.items() if key != "continual"})
     if session.smoke:
         data = assemble.random_data(smoked_shape(recipe["data"]["name"]), session.device)
@@ -232,7 +233,7 @@ def prepare(recipe: Recipe, session: Session) -> Study:
     rows = {recipe.name: recipe} | {row: row_recipe(recipe, row, data, session) for row in recipe["compare"]}
     half = replace(data, train=data.train.subset(members[0].nonzero().flatten()))
     for row, found in rows.items():
-        found = found.with_values(privacy=recipe["privacy"])
+        found = as_chosen(found, row, begun).with_values(privacy=recipe["privacy"])
         try:
             _check(found, data)
             rows[row] = found if row == FULL else settled(found, half, session, resumed=True)
@@ -257,7 +258,7 @@ def _check(recipe: Recipe, data: ImageData) -> None:
 def reopen(folder: Path, device: torch.device, display: Display, threads: int | None = None) -> Study:
     """The study in a folder, to go on with it; see ``runs.reread``."""
     recipe, session = reread(folder, device, display, threads, "privacy")
-    study = replace(prepare(recipe, session), folder=folder)
+    study = replace(prepare(recipe, session, folder), folder=folder)
     session.same_beginning(folder, study.recipe, study.data)
     return study
 

@@ -168,12 +168,12 @@ def run_cell(cell: Cell, place: Place, until: float | None = None) -> None:
     begun = (folder / "environment.json").is_file()
     if "continual" in recipe.values:
         recipe, session = _session(cell, recipe, place, until, "continual")
-        study = continual.prepare(recipe, session)
+        study = continual.prepare(recipe, session, folder if begun else None)
         (replace(study, folder=folder) if begun else study.at(folder)).run()
         return
     with alone_in(folder):
         recipe, session = _session(cell, recipe, place, until, "run")
-        prepared = runs.prepare(recipe, session, resumed=begun)
+        prepared = runs.prepare(recipe, session, folder if begun else None)
         Row(cell.row or cell.recipe, prepared.recipe, folder, prepared.data[cell.recipe], session).run()
 
 
