@@ -1,8 +1,11 @@
 """The names that users import, and what importing does."""
 
 import os
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import condensate
 
@@ -51,3 +54,10 @@ condensate.__main__.cli.main = lambda: gc.get_freeze_count()
 assert condensate.__main__.main() > 100_000
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_messages__to_install_what_is_missing__name_what_the_extras_name():
+    sources = Path(condensate.__file__).parent.rglob("*.py")
+    said = {wanted for file in sources for wanted in re.findall(r"pip install '([^']+)'", file.read_text())}
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert said == {*project["optional-dependencies"]["hub"], *project["optional-dependencies"]["privacy"]}

@@ -325,7 +325,7 @@ def test_wrong_option__is_refused(options: dict[str, object], message: str):
 
 def test_datasets_not_installed__says_what_to_install(photos: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"need the package datasets; .* pip install 'condensate\[hub\]', or .* memory"):
+    with pytest.raises(UserError, match=r"need the package datasets; .* pip install 'datasets>=3', or .* memory"):
         load(path=photos, hold="disk")
 
 

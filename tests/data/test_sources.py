@@ -606,5 +606,5 @@ def test_hub__no_connection__says_what_to_do(hub: Path):
 
 def test_hub__datasets_not_installed__says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"needs the package datasets; install it with pip install 'condensate\[hub\]'"):
+    with pytest.raises(UserError, match=r"needs the package datasets; install it with pip install 'datasets>=3'"):
         load("svhn")

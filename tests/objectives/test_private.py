@@ -227,7 +227,7 @@ def test_epsilon__grows_with_rate_and_episodes_and_falls_with_noise_and_delta():
 
 def test_epsilon__no_accountant__says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "opacus.accountants", None)
-    with pytest.raises(UserError, match=r"pip install 'condensate\[privacy\]'"):
+    with pytest.raises(UserError, match=r"pip install 'opacus>=1.5'"):
         epsilon(1.0, 0.1, 1, 1e-5)
 
 

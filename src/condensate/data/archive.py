@@ -92,7 +92,7 @@ def _datasets() -> ModuleType:
         import datasets
     except ImportError as error:
         raise UserError(
-            "images held on disk need the package datasets; install it with pip install 'condensate[hub]', or hold "
+            "images held on disk need the package datasets; install it with pip install 'datasets>=3', or hold "
             "them in memory: --data.hold memory"
         ) from error
     found: ModuleType = datasets

@@ -35,7 +35,7 @@ def find(
     except ImportError as error:
         raise UserError(
             f"reading {name!r} from the Hugging Face hub needs the package datasets; install it with "
-            "pip install 'condensate[hub]', or pass a local copy with --data.path DIR"
+            "pip install 'datasets>=3', or pass a local copy with --data.path DIR"
         ) from error
     try:
         loaded = datasets.load_dataset(name, config)

@@ -212,7 +212,7 @@ def epsilon(noise_multiplier: float, rate: float, episodes: int, delta: float) -
     try:
         from opacus.accountants import RDPAccountant
     except ImportError as error:
-        raise UserError("to account for privacy, install opacus: pip install 'condensate[privacy]'") from error
+        raise UserError("to account for privacy, install opacus: pip install 'opacus>=1.5'") from error
     accountant = RDPAccountant()
     accountant.history = [(noise_multiplier, rate, episodes)]
     with warnings.catch_warnings():  # the bound holds at any order; beyond these it is only a little loose
