@@ -339,6 +339,13 @@ def test_find__unknown__says_what_there_is(name, message):
         find(name)
 
 
+def test_resolve__compare_null__is_with_nothing(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("data: {name: digits}\ncompare: null\n")
+    assert resolve(str(file))["compare"] == []
+    assert resolve("digits-lodm", {"compare": None})["compare"] == []
+
+
 @pytest.mark.parametrize(("text", "message"), [("a: [", "is not YAML"), ("- 1\n", "must hold sections")])
 def test_find__file_that_is_no_recipe__named(tmp_path, text, message):
     file = tmp_path / "bad.yaml"

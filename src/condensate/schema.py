@@ -21,6 +21,8 @@ from condensate.recipe import EXPERTS, NAMED, SECTIONS, STUDIES, Recipe, Values
 def complete(name: str, values: Values, about: Mapping[str, str] | None = None) -> Recipe:
     """Check sections strictly and fill in every default."""
     check_sections(values)
+    if values.get("compare", ()) is None:  # null: with nothing
+        values = {**values, "compare": []}
     parser = _parser(values)
     check_keys(values, known_keys(parser))
     try:
