@@ -81,6 +81,48 @@ def test_help__lists_options_and_recipe_keys(command, capsys):
             assert key in text
 
 
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        (["continual"], ["--continual.steps 5", "--compare [random, random-uint8, herding, full, finetune]"]),
+        (["continual", "digits-dm", "--continual.steps", "2"], ["--continual.steps 2"]),
+        (["privacy"], ["--privacy.shadows 64", "--compare [random, random-uint8, full]"]),
+        (["experts"], ["--experts.count 10"]),
+        (["run", "mine.yaml"], ["--budget.ipc 7", "--network.width 24"]),
+        (["run", "--seeds", "2", "mine.yaml", "--network.width", "25"], ["--budget.ipc 7", "--network.width 25"]),
+        (["run", "digits-lodm", "--objective.name", "mtt"], ["--objective.syn_steps 50", "--experts.count 100"]),
+        (["plan", "--objective.name", "mtt"], ["--objective.syn_steps 50"]),
+    ],
+)
+def test_help__keys_of_the_recipe_meant__with_its_values(words, lines, capsys, tmp_path):
+    (tmp_path / "mine.yaml").write_text("data: {name: digits}\nbudget: {ipc: 7}\nnetwork: {name: convnet, width: 24}\n")
+    assert main([*words, "--help"]) == 0
+    said = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert all(line in said for line in lines)
+
+
+def test_help__of_a_saved_set__with_the_values_it_was_made_with(capsys):
+    assert main(["run", "digits-lodm", *QUICK, "--out", "here"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "here", "--evaluate.repeats", "3", "--help"]) == 0
+    said = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert {"--network.width 8", "--evaluate.repeats 3", "--evaluate.epochs 1"} <= set(said)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["digits-lodn"], "unknown recipe 'digits-lodn'; did you mean 'digits-lodm'"),
+        (["digits-lodm", "--condense.epsodes", "3"], "did you mean 'condense.episodes'"),
+    ],
+)
+def test_help__of_what_is_not_there__says_so_below_the_options(words, message, capsys):
+    assert main(["run", *words, "--help"]) == 2
+    said = capsys.readouterr()
+    assert "--seeds" in said.out
+    assert message in said.err
+
+
 def test_recipes__lists_and_narrows(capsys):
     assert main(["recipes", "cifar10-"]) == 0
     text = capsys.readouterr().out
@@ -394,7 +436,16 @@ def test_run__interrupted__says_how_to_go_on_and_where_it_does(capsys, monkeypat
         (["run", "digits-lodm", "--condense.epsodes", "3"], "did you mean 'condense.episodes'"),
         (["run", "digits-lodm", "--condense.episodes"], "--condense.episodes needs a value"),
         (["run", "digits-lodm", "--condense.episodes", "many"], "condense.episodes"),
-        (["run", "digits-lodm", "--smok"], "--smok"),
+        (["run", "digits-lodm", "--smok"], "arguments: --smok; did you mean --smoke?"),
+        (["run", "digits-lodm", "--episodes", "10"], "did you mean --condense.episodes? recipe keys are --section.key"),
+        (["run", "--episodes", "10", "digits-lodm"], "did you mean --condense.episodes?"),
+        (["plan", "digits-lodm", "--lr=0.1"], "did you mean --condense.lr or --evaluate.lr?"),
+        (["run", "digits-lodm", "--batch-reel", "8"], "did you mean --objective.batch_real?"),
+        (["run", "digits-mtt", "--syn-steps", "8"], "did you mean --objective.syn_steps?"),
+        (["run", "digits-lodm", "--objective", "mtt"], "did you mean --objective.name?"),
+        (["continual", "digits-lodm", "--steps", "2"], "did you mean --continual.steps?"),
+        (["run", "digits-lodm", "--frobnicate"], "arguments: --frobnicate; recipe keys are --section.key; see:"),
+        (["table", "show", "--episodes", "2"], "arguments: --episodes 2; see: condensate table --help"),
         (["run", "digits-lodm", "--seeds", "0"], "at least 1"),
         (["run", "digits-lodm", "--device", "gpu"], "unknown device 'gpu'"),
         (["run", "digits-lodm", "--device", "cuda:99"], "no device cuda:99"),

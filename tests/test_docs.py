@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from condensate import cli
-from condensate.commands.base import read_recipe
+from condensate.commands.base import DEFAULT_RECIPE, read_recipe
 from condensate.recipe import merge
 from condensate.schema import complete
 from condensate.sheets import find, shipped
@@ -65,7 +65,7 @@ def test_commands__are_understood(page, line):
         read_recipe(name, keys)
     else:
         assert name is None or name in ("RECIPE", "NAME")
-        complete("any", merge(find(cli.DEFAULT_RECIPE)[1], keys))
+        complete("any", merge(find(DEFAULT_RECIPE)[1], keys))
 
 
 def test_commands__there_are_some():

@@ -8,22 +8,22 @@ import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
+from difflib import get_close_matches
 from typing import Any
 
 import torch
 import yaml
 
 from condensate import __version__
-from condensate.commands import COMMANDS
+from condensate.commands import COMMANDS, Command
 from condensate.commands.base import note
 from condensate.ending import Terminated, raised_when_terminated
 from condensate.errors import UserError, unknown
 from condensate.ranks import ALONE, TIMEOUT, Ranks
 from condensate.recipe import Values
-from condensate.schema import complete, describe_keys
-from condensate.sheets import find, shipped
+from condensate.schema import describe_keys, keys_of
 
-DEFAULT_RECIPE = "digits-lodm"
+HELP = {"-h", "--help"}
 LESS_MEMORY = (
     "less is needed with a smaller budget, network or --data.size, a smaller --compute.chunk, or --data.hold disk; "
     "condensate plan says how much; a run that was begun is gone on with by --resume"
@@ -104,19 +104,52 @@ def _execute(name: str, given: list[str], ranks: Ranks) -> None:
     parser = _Parser(prog=f"condensate {name}", description=command.help, allow_abbrev=False)
     command.options(parser)
     own, keys = _separate(given) if command.keys else (given, {})
-    if {"-h", "--help"} & set(own):
+    if HELP & set(own):
         print(parser.format_help())
         if command.keys:
-            named = next((token for token in own if token in shipped()), DEFAULT_RECIPE)
-            print(f"recipe keys, with the values of {named}:\n\n{describe_keys(complete(named, find(named)[1]))}")
+            named = _named(parser, own)
+            recipe = command.recipe(named, keys)
+            of = f"{named or recipe.name}{' and those given' if keys else ''}"
+            print(f"recipe keys, with the values of {of}:\n\n{describe_keys(recipe)}")
         return
-    options = parser.parse_intermixed_args(own)
+    options, left = parser.parse_known_intermixed_args(own)
+    if left:
+        parser.error(f"unrecognized arguments: {' '.join(left)}{_hint(command, parser, own, left, keys)}")
     if ranks.world > 1 and command.alone:
         raise UserError(f"condensate {name} is not for several processes: {command.alone}")
     if getattr(options, "threads", None):
         torch.set_num_threads(options.threads)
     with ranks.joined(getattr(options, "timeout", TIMEOUT)) as options.ranks:
         command.execute(options, keys)
+
+
+def _named(parser: _Parser, own: list[str]) -> str | None:
+    """The recipe, file or folder among a command's own arguments, if there is one."""
+    try:
+        options, _ = parser.parse_known_intermixed_args([token for token in own if token not in HELP])
+    except UserError:  # none, where one is needed
+        return None
+    named = getattr(options, "recipe", None) or getattr(options, "path", None)
+    return None if named is None else str(named)
+
+
+def _hint(command: Command, parser: _Parser, own: list[str], left: list[str], keys: Values) -> str:
+    """Which recipe keys or options an argument that is neither may have meant."""
+    word = next((token.partition("=")[0][2:].replace("-", "_") for token in left if token.startswith("--")), "")
+    if not word or not command.keys:
+        return ""
+    try:
+        recipe = command.recipe(_named(parser, own), keys)
+    except UserError:
+        recipe = command.recipe(None, {})
+    known: dict[str, list[str]] = {}
+    for key in [option[2:] for option in parser._option_string_actions if option.startswith("--")] + keys_of(recipe):
+        section, _, last = key.rpartition(".")
+        for short in {last, section} if last == "name" else {last}:
+            known.setdefault(short, []).append(f"--{key}")
+    near = get_close_matches(word, known, n=1, cutoff=0.7)
+    meant = f"did you mean {' or '.join(known[near[0]])}? " if near else ""
+    return f"; {meant}recipe keys are --section.key"
 
 
 def _separate(given: list[str]) -> tuple[list[str], Values]:

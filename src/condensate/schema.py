@@ -77,16 +77,20 @@ def check_private(recipe: Recipe) -> None:
 
 def describe_keys(recipe: Recipe) -> str:
     """Every key with its type, its value in the recipe and what it means, a line or two each."""
-    parser = _parser(recipe.values)
-    lines = []
-    for action in parser._actions:
-        if action.dest in known_keys(parser):
+    lines, known = [], keys_of(recipe)
+    for action in _parser(recipe.values)._actions:
+        if action.dest in known:
             section, _, key = action.dest.partition(".")
             value = recipe[section][key] if key else recipe[section]
             meaning = " ".join(str(action.help or "").replace("%s", "").split())
             lines.append(f"  --{action.dest} {yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}")
             lines.append(f"      {meaning}")
     return "\n".join(lines)
+
+
+def keys_of(recipe: Recipe) -> list[str]:
+    """All keys of a recipe, as in ``section.key``."""
+    return known_keys(_parser(recipe.values))
 
 
 def known_keys(parser: ArgumentParser) -> list[str]:

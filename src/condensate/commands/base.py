@@ -18,24 +18,7 @@ from condensate.schema import complete
 from condensate.sheets import find
 from condensate.summaries import Summary
 
-
-@dataclass(frozen=True)
-class Command:
-    """A command of the program.
-
-    Args:
-        help: What it does, in one line.
-        options: Adds its own arguments.
-        execute: Carries it out; what the user changed of the recipe comes second. Among the arguments is ``ranks``.
-        keys: Whether it takes recipe keys.
-        alone: What to do without torchrun, for a command of one process; None if several can share it.
-    """
-
-    help: str
-    options: Callable[[argparse.ArgumentParser], None]
-    execute: Callable[[argparse.Namespace, Values], None]
-    keys: bool = True
-    alone: str | None = "start it without torchrun"
+DEFAULT_RECIPE = "digits-lodm"
 
 
 def read_recipe(name: str, keys: Values) -> tuple[Recipe, Values]:
@@ -43,6 +26,11 @@ def read_recipe(name: str, keys: Values) -> tuple[Recipe, Values]:
     name, values, about = find(name)
     keys = as_lists(keys, complete(name, values, about).values)
     return complete(name, merge(values, keys), about), keys
+
+
+def named_or_usual(name: str | None, keys: Values) -> Recipe:
+    """A recipe with the user's changes, of an example where none was named."""
+    return read_recipe(name or DEFAULT_RECIPE, keys)[0]
 
 
 def as_lists(keys: Values, known: Values) -> Values:
@@ -61,6 +49,27 @@ def as_lists(keys: Values, known: Values) -> Values:
             content = [content]
         wrapped[section] = content
     return wrapped
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of the program.
+
+    Args:
+        help: What it does, in one line.
+        options: Adds its own arguments.
+        execute: Carries it out; what the user changed of the recipe comes second. Among the arguments is ``ranks``.
+        keys: Whether it takes recipe keys.
+        recipe: The one whose keys its help lists: of what was named, with the user's changes, or of an example.
+        alone: What to do without torchrun, for a command of one process; None if several can share it.
+    """
+
+    help: str
+    options: Callable[[argparse.ArgumentParser], None]
+    execute: Callable[[argparse.Namespace, Values], None]
+    keys: bool = True
+    recipe: Callable[[str | None, Values], Recipe] = named_or_usual
+    alone: str | None = "start it without torchrun"
 
 
 def place(options: argparse.Namespace) -> tuple[torch.device, Display, Ranks]:

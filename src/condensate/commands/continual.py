@@ -8,12 +8,13 @@ from condensate.recipe import Recipe, Values, merge
 from condensate.studies import continual
 from condensate.summaries import of_stream
 
+EXAMPLE = "digits-continual-lodm-5steps"
 # Beside what a recipe names: real images in the same bytes, the upper and the lower line.
 SHOWN = ("random-uint8", "full", "finetune")
 
 
 def _continual(options: argparse.Namespace, keys: Values) -> None:
-    usage = "continual needs a RECIPE, as in: condensate continual digits-continual-lodm-5steps"
+    usage = f"continual needs a RECIPE, as in: condensate continual {EXAMPLE}"
     folder, result = carry_out(
         options, keys, read=_read, prepare=continual.prepare, reopen=continual.reopen, command="continual", usage=usage
     )
@@ -31,5 +32,9 @@ def _read(name: str, keys: Values) -> tuple[Recipe, Values]:
 
 
 CONTINUAL = Command(
-    "Condense a stream of classes step by step into a memory, and score it.", study_options, _continual, alone=BY_JOBS
+    "Condense a stream of classes step by step into a memory, and score it.",
+    study_options,
+    _continual,
+    recipe=lambda name, keys: _read(name or EXAMPLE, keys)[0],
+    alone=BY_JOBS,
 )

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from condensate import assemble
 from condensate.atomic import replacing
-from condensate.commands.base import Command, as_lists, machine_options, note, place, ranks_options
+from condensate.commands.base import Command, as_lists, machine_options, named_or_usual, note, place, ranks_options
 from condensate.console import percent, show_table
 from condensate.errors import UserError
-from condensate.recipe import Values, merge
+from condensate.recipe import Recipe, Values, merge
 from condensate.records import as_json, environment
 from condensate.schema import complete
 from condensate.scoring import score
@@ -32,14 +32,7 @@ def _evaluate(options: argparse.Namespace, keys: Values) -> None:
     if options.out and ranks.once(options.out.exists):
         raise UserError(f"{options.out} exists; name another file with --out")
     synthetic = load(options.path).to(device)
-    about = synthetic.about
-    normalisation = {"mean": list(synthetic.mean), "std": list(synthetic.std), "zca": False}
-    name, values = about.get("recipe", "artefact"), merge(about.get("values", {}), {"data": normalisation})
-    _check_preprocessing(synthetic, keys.get("data", {}))
-    values = merge(values, {"data": {"path": _where(options.path)}})
-    recipe = complete(name, merge(values, as_lists(keys, complete(name, values).values)))
-    if synthetic.whitening is not None:  # its own is used: none is fitted to the data
-        recipe = recipe.with_values(data=normalisation)
+    recipe = _recipe(options.path, synthetic, keys)
     data = assemble.image_data(recipe, device, ranks)
     if data.shape != synthetic.parameterization.shape or len(data.classes) != len(synthetic.classes):
         raise UserError(
@@ -60,6 +53,19 @@ def _evaluate(options: argparse.Namespace, keys: Values) -> None:
         with replacing(options.out) as part:
             result = {"evaluation": [as_json(each) for each in scores], "seed": recipe["seed"]}
             part.write_text(json.dumps(result | environment(device, ranks.world), indent=1) + "\n")
+
+
+def _recipe(path: Path, synthetic: SyntheticDataset, keys: Values) -> Recipe:
+    """The recipe a set was made by, with the user's changes; test images are seen as the set's are."""
+    about = synthetic.about
+    normalisation = {"mean": list(synthetic.mean), "std": list(synthetic.std), "zca": False}
+    name, values = about.get("recipe", "artefact"), merge(about.get("values", {}), {"data": normalisation})
+    _check_preprocessing(synthetic, keys.get("data", {}))
+    values = merge(values, {"data": {"path": _where(path)}})
+    recipe = complete(name, merge(values, as_lists(keys, complete(name, values).values)))
+    if synthetic.whitening is not None:  # its own is used: none is fitted to the data
+        recipe = recipe.with_values(data=normalisation)
+    return recipe
 
 
 def _where(path: Path) -> str | None:
@@ -89,4 +95,10 @@ def _check_preprocessing(synthetic: SyntheticDataset, given: Values) -> None:
         )
 
 
-EVALUATE = Command("Train networks on a saved synthetic set and score them.", _evaluate_options, _evaluate, alone=None)
+EVALUATE = Command(
+    "Train networks on a saved synthetic set and score them.",
+    _evaluate_options,
+    _evaluate,
+    recipe=lambda path, keys: _recipe(Path(path), load(path), keys) if path else named_or_usual(None, keys),
+    alone=None,
+)

@@ -11,6 +11,8 @@ from condensate.recipe import Values, merge
 from condensate.schema import check_sections
 from condensate.sheets import find, shipped
 
+EXAMPLE = "digits-lomtt"
+
 
 def _experts_options(parser: argparse.ArgumentParser) -> None:
     recipe_option(parser)
@@ -52,5 +54,9 @@ def _matches_experts(values: Values) -> bool:
 
 
 EXPERTS = Command(
-    "Train the expert trajectories that a recipe matches, or finish a store.", _experts_options, _experts, alone=None
+    "Train the expert trajectories that a recipe matches, or finish a store.",
+    _experts_options,
+    _experts,
+    recipe=lambda name, keys: read_recipe(name or EXAMPLE, keys)[0],
+    alone=None,
 )

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from condensate.commands.base import Command, as_lists, show_summary
+from condensate.commands.base import DEFAULT_RECIPE, Command, as_lists, show_summary
 from condensate.commands.studies import BY_JOBS, carry_out, study_options
 from condensate.errors import UserError
 from condensate.recipe import Recipe, Values, merge
@@ -19,7 +19,7 @@ COMPARED = ["random", "random-uint8", "full"]
 
 
 def _privacy(options: argparse.Namespace, keys: Values) -> None:
-    usage = "privacy needs a RECIPE or the folder of a run, as in: condensate privacy digits-lodm"
+    usage = f"privacy needs a RECIPE or the folder of a run, as in: condensate privacy {DEFAULT_RECIPE}"
     folder, result = carry_out(
         options, keys, read=_read, prepare=privacy.prepare, reopen=privacy.reopen, command="privacy", usage=usage
     )
@@ -52,5 +52,9 @@ def _read(given: str, keys: Values) -> tuple[Recipe, Values]:
 
 
 PRIVACY = Command(
-    "Attack sets condensed from halves of the data; say what they give away.", study_options, _privacy, alone=BY_JOBS
+    "Attack sets condensed from halves of the data; say what they give away.",
+    study_options,
+    _privacy,
+    recipe=lambda name, keys: _read(name or DEFAULT_RECIPE, keys)[0],
+    alone=BY_JOBS,
 )
