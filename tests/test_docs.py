@@ -78,6 +78,14 @@ def test_example__own_arrays(tmp_path):
     assert "6 images, accuracy" in done.stdout
 
 
+def test_example__own_objective(tmp_path):
+    program = [sys.executable, str(ROOT / "examples" / "own_objective.py")]
+    done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=True)
+    first, last, accuracy = map(int, re.search(r"loss (\d+) to (\d+), accuracy (\d+) %", done.stdout).groups())
+    assert first > 10 * last
+    assert accuracy > 40
+
+
 def test_example__several_processes(tmp_path):
     program = [sys.executable, str(ROOT / "examples" / "several_processes.py"), "dm", "1", "8", "1"]
     done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=True)

@@ -193,6 +193,30 @@ def test_evaluate__images_whitened_otherwise_are_refused(toy_data: ImageData):
     assert evaluate(whitened.train, whitened.test, 3, Streams(0), repeats=1, **SMALL).accuracies
 
 
+class Linear(Network):
+    """Pixels are its features."""
+
+    def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__()
+        self.scores = torch.nn.Linear(math.prod(shape), classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        return images.flatten(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.scores(self.features(images))
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_evaluate__a_network_of_ones_own__by_the_name_it_was_registered_under(
+    toy_data: ImageData, monkeypatch: pytest.MonkeyPatch, together: int
+):
+    monkeypatch.setitem(condensate.networks.NETWORKS, "mine", Linear)
+    found = score(toy_data, 2, network="mine", network_options={}, epochs=20, together=together)
+    assert found.network == "mine"
+    assert min(found.accuracies) > 0.5  # of three classes
+
+
 def test_evaluate__unknown_network_is_refused(toy_data: ImageData):
     with pytest.raises(UserError, match="did you mean 'convnet'"):
         score(toy_data, 1, network="convnets")

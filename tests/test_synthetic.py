@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from condensate import LowRank, Parameterization, Pixels, SyntheticDataset, Uint8, UserError, class_major, load
-from condensate.parameterizations import Cost
+from condensate.parameterizations import PARAMETERIZATIONS, Cost
 from condensate.whitening import fit
 
 SHAPE = (3, 4, 5)
@@ -438,7 +438,7 @@ TAMPERED: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], object]] = {
     "a rank of text": lambda about, _: about["parameterization"].update(rank="2"),
     "an impossible rank": lambda about, _: about["parameterization"].update(rank=9),
     "an unknown option": lambda about, _: about["parameterization"].update(colour="red"),
-    "an unknown storage": lambda about, _: about["parameterization"].update(name="fractal"),
+    "a storage that is no name": lambda about, _: about["parameterization"].update(name=["pixels"]),
     "another storage": lambda about, _: about.update(parameterization={"name": "pixels"}),
     "no storage": lambda about, _: about.update(parameterization=None),
     "more images": lambda about, _: about.update(images=9),
@@ -485,6 +485,37 @@ def test_load__of_a_file_whose_metadata_are_not_ours(text: str, saved: Path):
     save_file(tensors, saved, {"condensate": text})
     with pytest.raises(UserError, match="is damaged or of an unknown kind"):
         load(saved)
+
+
+# A storage of one's own.
+
+
+class Doubled(Pixels):
+    """Stores half of every value."""
+
+    def decode(self, index: Tensor) -> Tensor:
+        return 2 * super().decode(index)
+
+
+def test_save__a_storage_not_registered__says_how_and_leaves_no_file(tmp_path: Path):
+    message = (
+        r"has none for Doubled; add it before: condensate\.parameterizations\.PARAMETERIZATIONS\['doubled'\] = Doubled"
+    )
+    with pytest.raises(UserError, match=message):
+        synthetic(Doubled(6, SHAPE)).save(tmp_path / "set.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_load__a_storage_not_registered__says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    stored = Doubled(6, SHAPE)
+    stored.reset_(seeded())
+    file = tmp_path / "set.safetensors"
+    with monkeypatch.context() as registered:
+        registered.setitem(PARAMETERIZATIONS, "doubled", Doubled)
+        synthetic(stored).save(file)
+        assert torch.equal(load(file).images(), synthetic(stored).images())
+    with pytest.raises(UserError, match=r"stored as 'doubled', .*knows pixels, .*: condensate\..*\['doubled'\] = "):
+        load(file)
 
 
 # Whitened sets.

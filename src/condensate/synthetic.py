@@ -188,11 +188,16 @@ class SyntheticDataset(nn.Module, Dataset[tuple[Tensor, Tensor]]):
         The same contents give the same bytes. A whitening goes to a file of its own in the same folder, named by its
         hash and shared by all sets there.
         """
-        names = {cls: name for name, cls in PARAMETERIZATIONS.items()}
         kind = type(self.parameterization)
+        name = next((name for name, cls in PARAMETERIZATIONS.items() if cls is kind), None)
+        if name is None:
+            raise UserError(
+                f"a set is saved under the name of its storage, and PARAMETERIZATIONS has none for {kind.__name__}; "
+                f"{_register(kind.__name__.lower(), kind.__name__)}"
+            )
         metadata = {
             "format": FORMAT,
-            "parameterization": {"name": names[kind], **self.parameterization.options()},
+            "parameterization": {"name": name, **self.parameterization.options()},
             "shape": self.parameterization.shape,
             "images": len(self),
             "per_class": self.per_class,
@@ -258,12 +263,17 @@ def load(path: str | os.PathLike[str]) -> SyntheticDataset:
         if metadata["format"] < 1:
             raise ValueError(f"there is no format {metadata['format']}")
         newer = metadata["format"] > FORMAT
-        synthetic = None if newer else _rebuild(metadata, tensors)
+        storage = "" if newer else metadata["parameterization"]["name"]
+        synthetic = _rebuild(metadata, tensors) if storage in PARAMETERIZATIONS else None
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is damaged or of an unknown kind: {error}") from error
+    if newer:
+        raise UserError(f"{path} has format {metadata['format']}, this version reads up to {FORMAT}: update condensate")
     if synthetic is None:
-        known = f"this version reads up to {FORMAT}"
-        raise UserError(f"{path} has format {metadata['format']}, {known}: update condensate")
+        raise UserError(
+            f"{path} holds images stored as {storage!r}, and PARAMETERIZATIONS knows {', '.join(PARAMETERIZATIONS)}; "
+            f"{_register(storage, 'the class that is its storage')}"
+        )
     if "whitening" in metadata:
         synthetic.whitening = _whitening(path, metadata["whitening"])
     return synthetic
@@ -324,6 +334,10 @@ def _rebuild(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> SyntheticD
         step_size=None if step_size is None else float(step_size),
         about=metadata["about"],
     )
+
+
+def _register(name: str, kind: str) -> str:
+    return f"add it before: condensate.parameterizations.PARAMETERIZATIONS[{name!r}] = {kind}"
 
 
 def _dump(metadata: dict[str, Any]) -> str:

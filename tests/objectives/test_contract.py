@@ -7,10 +7,25 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from condensate import Augment, Compute, Streams, SyntheticDataset, UserError, build_network, class_major, from_arrays
+from condensate import (
+    Augment,
+    Compute,
+    Objective,
+    Pixels,
+    Streams,
+    SyntheticDataset,
+    UserError,
+    build_network,
+    class_major,
+    condense,
+    from_arrays,
+)
 from condensate.experts import ExpertOptions, trajectory
 from condensate.objectives import OBJECTIVES, Layers
 from condensate.parameterizations import PARAMETERIZATIONS
+from condensate.peaks import peaks
+from condensate.settling import settle_compute
+from condensate.sheets import resolve
 from condensate.whitening import fit
 
 SHAPES = [(1, 8, 8), (3, 6, 10)]
@@ -190,3 +205,31 @@ def test_episode__of_whitened_images__takes_a_set_whitened_alike(objective, data
     own = replace(whitened.whitening)  # as from another file: equal, not the same
     (loss, *_) = matching.episode(SyntheticDataset(stored, class_major(3, 2), whitening=own), 0)
     assert loss.isfinite()
+
+
+class Brighter(Objective):
+    """One's own, of ``gradients`` alone: draws all pixels to one."""
+
+    def __init__(self, real=None, network=None, augment=None, streams=None, compute=None, *, pull: float = 1.0) -> None:
+        self.pull = pull
+
+    def gradients(self, synthetic, number):
+        loss = self.pull * (synthetic.images() - 1).square().sum()
+        loss.backward()
+        yield loss.detach()
+
+
+def test_own__gradients_alone__is_enough_to_condense():
+    synthetic = SyntheticDataset(Pixels(4, (1, 2, 2)), class_major(2, 2))
+    condense(synthetic, Brighter(), episodes=20, lr=0.3, momentum=0.0)
+    torch.testing.assert_close(synthetic.images().detach(), torch.ones(4, 1, 2, 2))
+
+
+def test_own__registered__a_recipe_names_it_and_says_what_it_lacks(monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "brighter", Brighter)
+    recipe = resolve("digits-lodm", {"objective": {"name": "brighter", "pull": 2.0}})
+    cpu = torch.device("cpu")
+    with pytest.raises(UserError, match=r"^Brighter does not say what an episode takes.* class method planned, as"):
+        settle_compute(recipe, (1, 8, 8), 10, 10, cpu)
+    with pytest.raises(UserError, match=r"^Brighter does not say what an episode takes.* class method room, as"):
+        peaks(recipe, (1, 8, 8), 10, 10, 10, None, cpu)

@@ -107,9 +107,17 @@ class OfLabels(Generic[Made]):
         return self._made[2]
 
 
+def _unsaid(objective: type, what: str) -> UserError:
+    return UserError(
+        f"{objective.__name__} does not say what an episode takes, which plans and runs of recipes ask: give it a "
+        f"class method {what}, as DistributionMatching has one, or condense without a recipe: condensate.condense"
+    )
+
+
 class Objective(ABC):
     """What of real and synthetic images is matched.
 
+    One of your own needs ``gradients`` alone to be condensed by; ``planned`` and ``room`` are for recipes.
     Concrete objectives hold their hyper-parameters; of an episode they depend on its number alone, so that a resumed
     run equals an uninterrupted one. The first argument of their constructors is what is matched: a split of real
     images, or expert trajectories if ``matches_experts``; those learn labels and the step size, too, where asked to.
@@ -160,14 +168,18 @@ class Objective(ABC):
         """
 
     @classmethod
-    @abstractmethod
     def planned(cls, classes: int, images: int, **options: Any) -> Work:
-        """What one episode asks of the network for a synthetic set of so many images, under the recipe's options."""
+        """What one episode asks of the network for a synthetic set of so many images, under the recipe's options.
+
+        Raises:
+            UserError: The objective does not say. Recipes need it, ``condense`` does not; likewise ``room``.
+        """
+        raise _unsaid(cls, "planned")
 
     @classmethod
-    @abstractmethod
     def room(cls, layers: Layers, compute: Compute, classes: int, images: int, **options: Any) -> Room:
         """What one episode holds at its peak, likewise: ``python -m benchmarks --only plan-...`` measures it."""
+        raise _unsaid(cls, "room")
 
     @classmethod
     def guarantee(cls, classes: int, real: int, episodes: int, **options: Any) -> dict[str, Any] | None:
