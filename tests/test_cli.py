@@ -469,7 +469,7 @@ def test_run__interrupted__says_how_to_go_on_and_where_it_does(capsys, monkeypat
             "make them with: condensate experts digits-lomtt --network.width 8 --experts.store",
         ),
         (["run", "digits-lodm", "--condense.lr_step", "0.1"], "need an objective that learns them: mtt"),
-        (["run", "digits-lodm", "--experts.count", "3"], "needs an objective that matches experts"),
+        (["run", "digits-lodm", "--experts.count", "3"], "leave it out, or have one, objective: {name: mtt}"),
         (["experts", "digits-lodm"], "digits-lodm matches no expert trajectories; those that do:"),
         (["run", "mnist-dsa-ipc1", "--augment.ops", "[]", "--smoke"], "DSA matches augmented images, but augment.ops"),
         (["run", "digits-lodm", "--compare", "[fll]"], "unknown row to compare with 'fll'; did you mean 'full'"),
@@ -577,7 +577,8 @@ def test_mistake__classes_in_another_order(capsys, tmp_path):
     saved.classes = ("bee", "ant")
     saved.save(tmp_path / "turned.safetensors")
     capsys.readouterr()
-    assert "in another order" in fails(capsys, "evaluate", "turned.safetensors", "--data.path", "one")
+    said = fails(capsys, "evaluate", "turned.safetensors", "--data.path", "one")
+    assert "in another order, as ant where the set has bee for class 0: give the data with the classes in the" in said
 
 
 def test_bug__keeps_its_traceback(monkeypatch):
@@ -702,7 +703,9 @@ def test_resume__other_threads__refused(capsys, tmp_path):
 @pytest.mark.parametrize("command", ["show", "plan", "experts"])
 def test_mistake__a_word_in_place_of_a_section(command, content, capsys, tmp_path):
     (tmp_path / "mine.yaml").write_text(content)
-    assert f"{content.split(':')[0]} must hold keys, as in " in fails(capsys, command, "mine.yaml")
+    said = fails(capsys, command, "mine.yaml")
+    assert f"{content.split(':')[0]} must hold keys, as in " in said
+    assert said.endswith("write it so, or leave it out for the defaults")
 
 
 def test_evaluate__another_normalisation_than_the_sets__refused(capsys):

@@ -149,6 +149,12 @@ def test_evaluate__training_diverges_in_its_last_step__is_no_score(toy_data: Ima
         score(toy_data, 1, lr=1e30, epochs=1)
 
 
+def test_evaluate__training_diverges__says_which_keys_are_of_its_learning_rate(toy_data: ImageData):
+    keys = r"smaller one, as in 1e\+29: --evaluate\.lr .* --objective\.lr_net .*, lr in Python"
+    with pytest.raises(UserError, match=rf"diverged at learning rate 1e\+30; try a {keys}"):
+        score(toy_data, 1, lr=1e30, epochs=4)
+
+
 @pytest.mark.parametrize("lr", [math.nan, math.inf, 0.0, -1.0])
 def test_evaluate__learning_rate_of_no_meaning__is_refused(toy_data: ImageData, lr: float):
     with pytest.raises(UserError, match="learning rate above 0 and finite, got"):
@@ -158,7 +164,7 @@ def test_evaluate__learning_rate_of_no_meaning__is_refused(toy_data: ImageData, 
 def test_accuracy__of_scores_that_are_not_finite__is_none(toy_data: ImageData):
     network = build_network("convnet", (3, 8, 8), 3, Streams(0)("x"), width=8, depth=2)
     network.classifier.bias.data[1] = math.nan
-    with pytest.raises(UserError, match="scores are not finite"):
+    with pytest.raises(UserError, match=r"scores are not finite: .* smaller learning rate: --evaluate\.lr"):
         accuracy(network, toy_data.test)
 
 

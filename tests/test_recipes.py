@@ -346,7 +346,10 @@ def test_resolve__compare_null__is_with_nothing(tmp_path):
     assert resolve("digits-lodm", {"compare": None})["compare"] == []
 
 
-@pytest.mark.parametrize(("text", "message"), [("a: [", "is not YAML"), ("- 1\n", "must hold sections")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [", r"is not YAML: .*; correct it there; .* show RECIPE"), ("- 1\n", "must hold sections")],
+)
 def test_find__file_that_is_no_recipe__named(tmp_path, text, message):
     file = tmp_path / "bad.yaml"
     file.write_text(text)

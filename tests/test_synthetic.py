@@ -352,7 +352,7 @@ def test_save__a_thousand_class_names_are_kept(tmp_path: Path):
 
 
 def test_save__too_much_to_say_is_refused_and_leaves_no_file(tmp_path: Path):
-    with pytest.raises(UserError, match=r"takes \d+ bytes; at most 8192 go in a file"):
+    with pytest.raises(UserError, match=r"takes \d+ bytes; at most 8192 go in a file: shorten about"):
         synthetic(about={"story": "x" * 8192}).save(tmp_path / "set.safetensors")
     assert not list(tmp_path.iterdir())
 

@@ -106,7 +106,10 @@ def check_sections(values: Values) -> None:
         content = values.get(section, {})
         if not isinstance(content, Mapping):
             key = "name" if section in NAMED else "key"
-            raise UserError(f"{section} must hold keys, as in {section}: {{{key}: value}}, got {content!r}")
+            raise UserError(
+                f"{section} must hold keys, as in {section}: {{{key}: value}}, got {content!r}; write it so, or leave "
+                "it out for the defaults"
+            )
 
 
 def check_keys(values: Values, known: list[str]) -> None:
@@ -114,7 +117,10 @@ def check_keys(values: Values, known: list[str]) -> None:
     sections = {key.split(".")[0] for key in known}
     for section, content in values.items():
         if section == EXPERTS and section not in sections:
-            raise UserError("the section experts needs an objective that matches experts: mtt")
+            raise UserError(
+                "the section experts needs an objective that matches experts: leave it out, or have one, objective: "
+                "{name: mtt}"
+            )
         if section not in sections:
             raise unknown("recipe section", str(section), sections)
         if section in (*SECTIONS, *NAMED, EXPERTS, *STUDIES):

@@ -114,7 +114,10 @@ def find(name_or_path: str) -> tuple[str, Values, dict[str, str]]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"{path} is not YAML: {' '.join(str(error).split())}; correct it there; for one to start from: "
+            "condensate show RECIPE"
+        ) from error
     if not isinstance(values, dict):
         got = "nothing" if values is None else f"a {type(values).__name__}"
         raise UserError(

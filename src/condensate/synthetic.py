@@ -211,7 +211,9 @@ class SyntheticDataset(nn.Module, Dataset[tuple[Tensor, Tensor]]):
             metadata["whitening"] = {"file": file_name(digest), "sha256": digest}
         said = len(_dump(metadata | {"classes": []}).encode())
         if said > METADATA_LIMIT:
-            raise UserError(f"what is said about the set takes {said} bytes; at most {METADATA_LIMIT} go in a file")
+            raise UserError(
+                f"what is said about the set takes {said} bytes; at most {METADATA_LIMIT} go in a file: shorten about"
+            )
         tensors = {name: tensor.cpu().contiguous() for name, tensor in self.stored().items()}
         if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
             raise UserError(

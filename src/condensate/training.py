@@ -134,7 +134,11 @@ def fit(
         if recorded:
             recorded.anew()
     if diverged:
-        raise UserError(f"training a network diverged at learning rate {lr:g}; try a smaller one")
+        raise UserError(
+            f"training a network diverged at learning rate {lr:g}; try a smaller one, as in {lr / 10:g}: --evaluate.lr "
+            "for networks that score or rehearse, --objective.lr_net for those that gradient matching trains, lr in "
+            "Python"
+        )
 
 
 def _batch_sizes(count: int, batch: int, joined: bool) -> list[int]:
@@ -245,5 +249,8 @@ def accuracy(network: Network, examples: Examples, batch: int | None = None) -> 
         right += (scores.argmax(1) == examples.labels[index]).sum()
         finite &= scores.isfinite().all()
     if not finite:
-        raise UserError("a trained network's scores are not finite: its training diverged; try a smaller learning rate")
+        raise UserError(
+            "a trained network's scores are not finite: its training diverged; try a smaller learning rate: "
+            "--evaluate.lr, or lr in Python"
+        )
     return int(right) / len(examples)

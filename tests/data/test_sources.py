@@ -162,7 +162,7 @@ def test_parquet__bad_image_in_a_shard__names_file_and_row(tmp_path: Path):
             {"columns": ("picture", "label")},
             r"no column image or img; its columns are picture, label",
         ),
-        ([png(pixels(1)[0])] * 2, {"columns": ("img", "y")}, r"no column label or labels or fine_label; .* img, y$"),
+        ([png(pixels(1)[0])] * 2, {"columns": ("img", "y")}, r"no column label or .* img, y: .*, rename it label$"),
         (
             [png(pixels(1)[0])] * 2,
             {"labels": [0.0, 1.0]},
@@ -349,6 +349,7 @@ def test_folders__other_classes_in_test__are_refused(tmp_path: Path):
     ("splits", "message"),
     [
         (["train"], r"there is a folder .*train but none called test or val or valid or validation beside it"),
+        (["train"], r"add the missing one, or have a fifth of (.*train) held .* naming it alone: --data.path \1$"),
         (["val"], r"there is a folder .*val but none called train beside it"),
     ],
 )
@@ -356,6 +357,19 @@ def test_folders__one_split_only__is_refused(tmp_path: Path, splits: list[str], 
     folders(tmp_path, splits)
     with pytest.raises(UserError, match=message):
         load(path=str(tmp_path))
+
+
+def test_folders__train_named_alone__is_what_the_refusal_says_it_is(tmp_path: Path):
+    folders(tmp_path, ["train"])
+    with pytest.warns(UserWarning, match="fifth of each class is always held for testing"):
+        assert load(path=str(tmp_path / "train")).classes == ("a", "b")
+
+
+def test_folders__more_than_one_to_test_on__the_one_not_read_is_said(tmp_path: Path):
+    folders(tmp_path, ["train", "val", "test"])
+    with pytest.warns(UserWarning, match=r"networks are tested on test; val is not read"):
+        data = load(path=str(tmp_path))
+    assert torch.equal(data.test.raw, chw(np.concatenate([pixels(4, seed=20), pixels(4, seed=21)])))
 
 
 def test_folders__file_that_is_no_image__is_named(tmp_path: Path):
@@ -487,6 +501,12 @@ def test_size__mixed__needs_an_option(tmp_path: Path):
     assert torch.equal(data.train.raw[0], chw(COLOUR[None])[0])
 
 
+def test_size__mixed_and_large__a_small_one_is_advised(tmp_path: Path):
+    files = png(pixels(1, 70, 90)[0]), png(pixels(1, 90, 70)[0])
+    with pytest.raises(UserError, match=r"for instance --data.size 32; larger ones take longer: condensate plan tells"):
+        mixed(tmp_path, *files)
+
+
 @pytest.mark.parametrize(("height", "width", "box"), [(8, 16, (2, 0, 6, 4)), (16, 8, (0, 2, 4, 6))])
 def test_size__shorter_side_is_resized_and_the_centre_kept(
     tmp_path: Path, height: int, width: int, box: tuple[int, int, int, int]
@@ -585,14 +605,14 @@ def test_hub__folder_of_images__is_read_from_their_paths(hub: Path):
 
 def test_hub__missing_split__names_those_there(hub: Path):
     write(hub / "me" / "half" / "train.parquet", [png(COLOUR)])
-    with pytest.raises(UserError, match=r"'me/half' has no split test or val or valid .*; its splits are train"):
+    with pytest.raises(UserError, match=r"'me/half' has no split test or val .*; its splits are train: make one, or"):
         load("me/half")
 
 
 def test_hub__missing_column__names_those_there(hub: Path):
     for split in ("train", "test"):
         write(hub / "me" / "odd" / f"{split}.parquet", [png(COLOUR)], columns=("picture", "label"))
-    with pytest.raises(UserError, match=r"row 0 of me/odd train has no column image or img; its columns are picture"):
+    with pytest.raises(UserError, match=r"row 0 of me/odd train has no column .* picture, label: .* rename it image$"):
         load("me/odd")
 
 

@@ -41,7 +41,11 @@ def _evaluate(options: argparse.Namespace, keys: Values) -> None:
             "cut there: --data.size, --data.channels"
         )
     if set(data.classes) == set(synthetic.classes) and data.classes != synthetic.classes:
-        raise UserError(f"the data have the set's classes in another order: {data.classes} against {synthetic.classes}")
+        number = next(k for k, (one, other) in enumerate(zip(data.classes, synthetic.classes)) if one != other)
+        raise UserError(
+            f"the data have the set's classes in another order, as {data.classes[number]} where the set has "
+            f"{synthetic.classes[number]} for class {number}: give the data with the classes in the set's order"
+        )
     if set(data.classes) != set(synthetic.classes) and ranks.first:
         note("the data's class names are not those of the set; labels are taken to mean the same")
     scores = score(recipe, synthetic, data, Streams(recipe["seed"], device), display, ranks=ranks)

@@ -99,5 +99,6 @@ def unlike(where: str, shape: Sequence[int], first: str, expected: Sequence[int]
         )
     return UserError(
         f"{where} has {shape[0]}x{shape[1]} pixels (height x width) but {first} has {expected[0]}x{expected[1]}; "
-        f"make all images alike with --data.size S, for instance --data.size {min(expected[:2])}"
+        f"make all images alike with --data.size S, for instance --data.size {min(*expected[:2], 32)}; larger ones "
+        "take longer: condensate plan tells how long"
     )

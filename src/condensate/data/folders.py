@@ -33,14 +33,22 @@ def find(folder: Path) -> Source | None:
     train = folder / "train"
     if train.is_dir() != (test is not None):
         there, missing = (train, " or ".join(TEST_NAMES)) if test is None else (test, "train")
-        raise UserError(f"there is a folder {there} but none called {missing} beside it; expected both or neither")
+        raise UserError(
+            f"there is a folder {there} but none called {missing} beside it; expected both or neither: add the missing "
+            f"one, or have a fifth of {there} held for testing by naming it alone: --data.path {there}"
+        )
     if test is not None:
+        others = [split for split in TEST_NAMES if (folder / split).is_dir() and split != test.name]
+        if others:
+            warnings.warn(
+                f"{folder}: networks are tested on {test.name}; {', '.join(others)} is not read", stacklevel=4
+            )
         classes, training = _items(train)
-        others, testing = _items(test)
-        if classes != others:
+        tested, testing = _items(test)
+        if classes != tested:
             raise UserError(
                 f"{train} and {test} must hold the same classes; only in one of them: "
-                f"{', '.join(sorted(set(classes) ^ set(others)))}"
+                f"{', '.join(sorted(set(classes) ^ set(tested)))}"
             )
         _check_level(train, classes)
     else:

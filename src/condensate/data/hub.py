@@ -46,7 +46,8 @@ def find(
         ) from error
 
     def split(wanted: Sequence[str]) -> tuple[Encoded, list[str] | None, str]:
-        found = first_of(wanted, list(loaded), "split", repr(name))
+        do = "make one, or save folders of images by class, of which a fifth is held out for testing: --data.path DIR"
+        found = first_of(wanted, list(loaded), "split", repr(name), do)
         table = loaded[found].with_format("arrow")[:]  # mapped, as the cache of `datasets` holds it
         chosen, classes = encoded(table, image, label, lambda row: f"row {row} of {name} {found}", linked=True)
         return chosen, classes, str(loaded[found]._fingerprint)

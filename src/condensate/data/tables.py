@@ -75,7 +75,7 @@ def _read(files: list[Path]) -> tuple[Encoded, list[str] | None]:
 
     with _readable(files):
         names = pyarrow.parquet.read_schema(files[0]).names
-        image, label = (first_of(wanted, names, "column", str(files[0])) for wanted in (IMAGE_COLUMNS, LABEL_COLUMNS))
+        image, label = (_column(wanted, names, str(files[0])) for wanted in (IMAGE_COLUMNS, LABEL_COLUMNS))
         tables = [pyarrow.parquet.read_table(file, columns=[label]) for file in files]
         labels = pyarrow.concat_tables(tables)
     starts = list(accumulate((part.num_rows for part in tables), initial=0))[:-1]
@@ -128,8 +128,8 @@ def encoded(
         where: What to call a row in a message.
         linked: Whether an image without bytes is read from its path.
     """
-    image_name = first_of(image, table.column_names, "column", where(0))
-    label_name = first_of(label, table.column_names, "column", where(0))
+    image_name = _column(image, table.column_names, where(0))
+    label_name = _column(label, table.column_names, where(0))
     content = _content(table[image_name], where, linked)
     return Encoded(_labels(table, label_name, where), content, where), _class_names(table.schema, label_name)
 
@@ -193,12 +193,16 @@ def same_classes(train: list[str] | None, test: list[str] | None) -> list[str] |
     return train if train is not None else test
 
 
-def first_of(wanted: Sequence[str], there: Sequence[str], what: str, place: str) -> str:
-    """The first name wanted that is there."""
+def first_of(wanted: Sequence[str], there: Sequence[str], what: str, place: str, do: str) -> str:
+    """The first name wanted that is there; the error where none is says what to do."""
     found = next((name for name in wanted if name in there), None)
     if found is None:
-        raise UserError(f"{place} has no {what} {' or '.join(wanted)}; its {what}s are {', '.join(there)}")
+        raise UserError(f"{place} has no {what} {' or '.join(wanted)}; its {what}s are {', '.join(there)}: {do}")
     return found
+
+
+def _column(wanted: Sequence[str], there: Sequence[str], place: str) -> str:
+    return first_of(wanted, there, "column", place, f"if one of them is it, rename it {wanted[0]}")
 
 
 def _hash(file: Path) -> str:
