@@ -1,11 +1,14 @@
 """The loop knows neither objective nor storage; these are toys."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 from torch import Tensor
 
 from condensate import Pixels, SyntheticDataset, Uint8, UserError, class_major, condense, loop
 from condensate.loop import SCHEDULES
+from condensate.ranks import Ranks
 
 
 class Toy:
@@ -72,6 +75,42 @@ def test_condense__where_looking_waits__several_episodes_at_once_but_one_look_a_
     condense(toy_set(), toy, episodes=7, lr=0.03, after=lambda p: found.append((p.episode, len(p.losses))))
     assert [number for number, _ in found] == looks
     assert sum(count for _, count in found) == 7
+
+
+class OneOfTwo(Ranks):
+    """A process beside another that adds nothing; what the first says, the second hears, who runs after it."""
+
+    said: ClassVar[list[object]] = []
+
+    def sum_gradients_(self, parameters, loss):
+        """Of the other there are none."""
+
+    def once(self, function):
+        if not self.first:
+            return self.said.pop(0)
+        self.said.append(function())
+        return self.said[-1]
+
+
+@pytest.mark.parametrize(("seconds", "looks"), [(0.0, [0, 4, 6]), (0.4, [0, 2, 4, 6]), (2.0, [0, 1, 2, 3, 4, 5, 6])])
+def test_condense__where_looking_waits__all_processes_look_at_the_same_episodes(monkeypatch, seconds, looks):
+    """By the clock of the first, which says after every look when the next one is; another's says nothing."""
+    toy, clock = Toy(), [0.0]
+    episode, pace = toy.episode, {0: seconds, 1: 9.0}
+    monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
+    monkeypatch.setitem(loop.LOOKED_AT_TOGETHER, "cpu", 4)
+    for rank in range(2):
+        found: list[int] = []
+
+        def slow(synthetic, number, rank=rank):
+            clock[0] += pace[rank]
+            yield from episode(synthetic, number)
+
+        toy.episode = slow
+        ranks = OneOfTwo(rank, 2)
+        condense(toy_set(), toy, episodes=7, lr=0.03, after=lambda p, f=found: f.append(p.episode), ranks=ranks)
+        assert found == looks
+    assert not OneOfTwo.said
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -639,6 +639,16 @@ def test_reopen__on_another_machine__every_row_is_computed_as_it_was_begun(tmp_p
             assert again.rows[row]["compute"] == recipe["compute"]
 
 
+def test_reopen__begun_with_compiled_programs__without_a_compiler__says_where_to_go_on(tmp_path, machine):
+    compiled = {"compute": {"compile": "always"}}
+    runs.prepare(tiny(**compiled), session(TINY | compiled)).at(tmp_path, 0)
+    machine(())
+    with pytest.raises(
+        UserError, match=r"begun with compiled programs, which need a C\+\+ compiler.*install g\+\+; go on where"
+    ):
+        runs.reopen(tmp_path, DEVICE, session().display)
+
+
 def test_training__of_networks_that_score__chosen_once(tmp_path, machine):
     recipe, file, display = tiny(evaluate={"precision": "auto"}), tmp_path / "training.json", session().display
     chosen = []

@@ -12,9 +12,10 @@ from condensate import compiler
 from condensate.capabilities import has_bfloat16, lacking, tiles_gain
 from condensate.errors import UserError, unknown
 
-# Compiling a step takes half a minute to a minute; below this many operations in the whole run it does not pay: two
-# cores do 70 to 100 GFLOP/s eagerly and 80 to 200 compiled (python -m benchmarks prints both). On an H200 it takes 40
-# to 70 seconds and spares 30 in 1e15 operations of DM or DSA.
+# Compiling a step takes half a minute to a minute; below this many operations in the whole run it does not pay. Two
+# cores do 70 to 100 GFLOP/s eagerly: of 100 to 140 seconds programs then spare half with AVX-512, and without it,
+# directly, a fifth, which is no more than compiling takes (python -m benchmarks prints both). On an H200 it takes 40 to
+# 70 seconds and spares 30 in 1e15 operations of DM or DSA.
 WORTH_COMPILING = {"cpu": 1e13, "cuda": 2e15}
 # Of each layer that goes on tiles, which compiles up to half a minute longer so and takes two thirds to three quarters
 # of the time where this was measured: on two CPUs with AVX2 and no AVX-512.
@@ -193,7 +194,7 @@ def _compiles(device: torch.device, operations: float) -> tuple[bool, str]:
     if operations < WORTH_COMPILING.get(device.type, WORTH_COMPILING["cpu"]):
         return False, f"not compiled: the work, {operations:.1e} operations, is too short to win the compilation back"
     if lacks := lacking(device):
-        return False, f"not compiled, which takes up to twice as long: torch.compile needs {lacks}"
+        return False, f"not compiled, which takes longer, up to twice: torch.compile needs {lacks}"
     return True, f"compiled: the work, {operations:.1e} operations, is long enough to win the compilation back"
 
 

@@ -103,7 +103,7 @@ class Condensation:
         if compute.compiled and start < options.episodes:
             torch._dynamo.reset()  # a study condenses many times, and a process may compile a program a few times only
             longer = compiling_takes(compute.tiled)
-            display.say(f"compiling: the first episode takes {longer} longer, the others half as long")
+            display.say(f"compiling: the first episode takes {longer} longer, the others less than without")
         logged = self.folder / "log.jsonl" if self.session.ranks.first else Path(os.devnull)
         with logged.open("a") as log, display.work(f"{self.title}: condense", options.episodes, start) as step:
             condense(

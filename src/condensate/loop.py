@@ -93,7 +93,7 @@ def condense(
     optimizer = SGD([{"params": [tensor], "lr": rate} for tensor, rate in learned.values()], momentum=momentum)
     for name, buffer in (velocity or {}).items():
         optimizer.state[learned[name][0]]["momentum_buffer"] = buffer.clone()
-    share, watch = SCHEDULES[schedule], _Watch(synthetic, learned, optimizer, after)
+    share, watch = SCHEDULES[schedule], _Watch(synthetic, learned, optimizer, after, ranks)
     matched = Replayed(objective) if replay and device.type == "cuda" and objective.recordable else objective
     try:
         for number in range(start, episodes):
@@ -137,7 +137,7 @@ def _learned(synthetic: SyntheticDataset, lr: float, lr_labels: float, lr_step: 
 
 
 class _Watch:
-    """Looks at what episodes came to, at several together, and reports them."""
+    """Looks at what episodes came to, at several together, and reports them; all processes at the same ones."""
 
     def __init__(
         self,
@@ -145,9 +145,11 @@ class _Watch:
         learned: Learned,
         optimizer: SGD,
         after: Callable[[Progress], None] | None,
+        ranks: Ranks,
     ) -> None:
         self.synthetic, self.learned, self.optimizer, self.after = synthetic, learned, optimizer, after
-        self.together = LOOKED_AT_TOGETHER.get(synthetic.labels.device.type, 1)
+        self.most, self.ranks = LOOKED_AT_TOGETHER.get(synthetic.labels.device.type, 1), ranks
+        self.together = self.most if ranks.world == 1 else 1
         self.pending: list[tuple[Tensor, Tensor, Tensor]] = []
         self.looked = time.monotonic()
 
@@ -155,11 +157,14 @@ class _Watch:
         """Of an episode: its loss, and how often its step size had to be kept within bounds."""
         size = self.synthetic.step_size
         self.pending.append((loss, torch.zeros(()) if size is None else size.detach().clone(), outside))
-        due = len(self.pending) >= self.together or time.monotonic() - self.looked >= LOOKED_AT_EVERY
-        if not due and not last:
+        late = self.ranks.world == 1 and time.monotonic() - self.looked >= LOOKED_AT_EVERY
+        if len(self.pending) < self.together and not late and not last:
             return
         losses, sizes, hits = (torch.stack(part).tolist() for part in zip(*self.pending))
         self.pending.clear()
+        if self.ranks.world > 1 and self.most > 1:  # clocks differ: the first process says when it is time again
+            each = (time.monotonic() - self.looked) / len(losses)
+            self.together = self.ranks.once(lambda: max(1, min(self.most, int(LOOKED_AT_EVERY / max(each, 1e-9)))))
         self.looked = time.monotonic()
         _check_finite(losses, number, self.learned)
         if self.after:

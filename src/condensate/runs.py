@@ -10,6 +10,7 @@ import torch
 
 from condensate import assemble, settling
 from condensate.atomic import alone_in
+from condensate.capabilities import lacking
 from condensate.console import Display
 from condensate.data import KNOWN, ImageData
 from condensate.errors import UserError, unknown
@@ -180,7 +181,7 @@ def reread(
 
     Raises:
         UserError: There is no run, or another command's, or its recipe was changed, or it was started on another kind
-            of device or with other threads than asked for.
+            of device or with other threads than asked for, or compiled, which is not possible here.
     """
     if not (folder / "environment.json").is_file():
         raise UserError(f"{folder} holds no run to go on with; name the folder that the run gave as its run folder")
@@ -202,6 +203,11 @@ def reread(
         )
     if (place == "cpu") != (device.type == "cpu"):
         raise UserError(f"the run in {folder} was started on {place} and goes on there; {device} draws other numbers")
+    if recipe["compute"]["compile"] == "always" and (lacks := lacking(device)):
+        raise UserError(
+            f"the run in {folder} was begun with compiled programs, which need {lacks}; go on where that is, or begin "
+            "anew in another folder"
+        )
     if threads not in (None, used):
         raise UserError(f"the run in {folder} was started with {used} threads and goes on with them: drop --threads")
     torch.set_num_threads(used)
