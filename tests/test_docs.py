@@ -16,6 +16,7 @@ from condensate.sheets import find, shipped
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINKED = [*PAGES, ROOT / "CHANGELOG.md"]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -30,6 +31,40 @@ def commands() -> list[tuple[str, str]]:
         for block in blocks(page, "") + blocks(page, "sh"):
             lines = block.replace("\\\n", " ").splitlines()
             found += [(page.name, line.split("#")[0].strip()) for line in lines if line.startswith("condensate ")]
+    return found
+
+
+def prose(text: str) -> str:
+    """A page without its fenced blocks."""
+    return "".join(text.split("```")[::2])
+
+
+def anchors(text: str) -> set[str]:
+    """What a link into a page can name, as GitHub has it: its headings and the ids written in it."""
+    found: dict[str, int] = {}
+    for heading in re.findall(r"^#{1,6} +(.+?) *#* *$", prose(text), re.MULTILINE):
+        said = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)  # of a link its text
+        slug, number = re.sub(r"[^\w\- ]", "", said.lower()).replace(" ", "-"), 0
+        while (name := f"{slug}-{number}" if number else slug) in found:
+            number += 1
+        found[name] = number
+    return {*found, *re.findall(r"<a (?:id|name)=\"([^\"]+)\"", text)}
+
+
+def links(text: str) -> list[str]:
+    """Where the links of a page go that stay in this repository."""
+    found = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", prose(text)))
+    return [link for link in found if not re.match(r"[a-z]+:", link)]
+
+
+def dead(page: Path) -> list[str]:
+    """The links of a page to a file or a heading that is not there."""
+    found = []
+    for link in links(page.read_text()):
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file).resolve() if file else page
+        if not target.exists() or (anchor and anchor not in anchors(target.read_text())):
+            found.append(link)
     return found
 
 
@@ -68,6 +103,21 @@ def test_commands__are_understood(page, line):
         complete("any", merge(find(DEFAULT_RECIPE)[1], keys))
 
 
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: page.name)
+def test_links__lead_somewhere(page):
+    assert dead(page) == []
+
+
+def test_links__dead_ones_are_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# One\n## A `b`, c_d: [e](#x)\n## One\n```\n# no heading\n[no](link)\n```\n`[no](link)` <a id=\"own\">\n"
+        "[1](#one) [2](#one-1) [3](#a-b-c_d-e) [4](#own) [5](page.md#one) [6](https://else.where/#x)\n"
+        "[7](#one-2) [8](#no-heading) [9](page.md#two) [10](lost.md)"
+    )
+    assert dead(page) == ["#x", "#one-2", "#no-heading", "page.md#two", "lost.md"]
+
+
 def test_commands__there_are_some():
     assert len(commands()) >= 5
 
@@ -103,7 +153,7 @@ def test_example__own_loop(tmp_path, monkeypatch):
 def test_example__own_replay(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     keys = ["--condense.episodes", "1", "--evaluate.repeats", "1", "--evaluate.epochs", "1", "--network.width", "8"]
-    keys += ["--continual.orders", "1", "--compare", "[]"]
+    keys += ["--continual.orders", "1", "--compare", "null"]
     assert cli.main(["continual", "digits-continual-lodm-5steps", "--out", "here", *keys]) == 0
     step = "here/order0/digits-continual-lodm-5steps/step2"
     program = [sys.executable, str(ROOT / "examples" / "own_replay.py"), step]
