@@ -77,6 +77,15 @@ def test_readme__python_block__runs(tmp_path):
     assert accuracy > 50
 
 
+def test_guide__python_blocks__run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["run", "digits-lodm", "--smoke", "--out", "runs/digits-lodm/001"]) == 0
+    program = "\n".join(blocks(ROOT / "docs" / "guide.md", "python"))
+    said = "assert torch.equal(images, synthetic.images().detach()) and labels.tolist() == synthetic.labels.tolist()"
+    subprocess.run([sys.executable, "-c", f"{program}\n{said}"], check=True)
+    assert len(list(tmp_path.glob("pictures/[01]/*.png"))) == 4
+
+
 def test_readme__make_verbs__exist():
     verbs = re.findall(
         r"(?:^|`)make (?:-j2 )?([a-z][a-z-]*)", "\n".join(page.read_text() for page in PAGES), re.MULTILINE
