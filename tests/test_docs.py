@@ -86,6 +86,13 @@ def test_guide__python_blocks__run(tmp_path, monkeypatch):
     assert len(list(tmp_path.glob("pictures/[01]/*.png"))) == 4
 
 
+def test_privacy__python_block__gives_what_it_says():
+    pytest.importorskip("opacus")
+    (block,) = blocks(ROOT / "docs" / "differential-privacy.md", "python")
+    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, check=True)
+    assert f"# {done.stdout.split()[1]}, of digits-lodm-private" in block
+
+
 def test_readme__make_verbs__exist():
     verbs = re.findall(
         r"(?:^|`)make (?:-j2 )?([a-z][a-z-]*)", "\n".join(page.read_text() for page in PAGES), re.MULTILINE
