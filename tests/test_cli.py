@@ -158,6 +158,22 @@ def test_plan__says_images_numbers_bytes_time_and_memory(capsys):
     assert "122,880 of 122,880" in capsys.readouterr().out
 
 
+def test_plan__of_a_private_set__says_epsilon_and_the_rows_it_leaves_out(capsys):
+    small = ["--network.width", "8", "--network.depth", "1"]
+    assert main(["plan", "digits-lodm-private", *small]) == 0
+    private = capsys.readouterr().out
+    assert "(epsilon, delta) = (7.97, 1e-05) for one training image" in private
+    assert "Not counted" not in private
+    assert main(["plan", "digits-lodm", *small, "--compare", "random,full"]) == 0
+    assert "Not counted: rows it is compared with (random, full; --compare null leaves" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("recipe", "rows"), [("digits-lodm-private", False), ("digits-lodm", True)])
+def test_continual__private__no_rows_of_real_images_beside_it_unless_asked(recipe: str, rows: bool, capsys):
+    assert main(["continual", recipe, "--help"]) == 0
+    assert ("finetune" in capsys.readouterr().out.split("--compare ")[1].splitlines()[0]) == rows
+
+
 @pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="no C++ compiler")
 @pytest.mark.parametrize(
     ("tiles", "said", "longer"), [("always", ", wide", "few minutes"), ("never", "", "minute or two")]

@@ -130,7 +130,7 @@ class Condensation:
         if not width < WIDE and not self.session.smoke:
             self.session.display.say(
                 f"{self.title}: pixels of the condensed images deviate by {width:.2g} from their mean, where those of "
-                f"real images deviate by 1; try a smaller rate than --condense.lr {self.recipe.condense.lr:g}"
+                f"real images deviate by 1; try a smaller learning rate than --condense.lr {self.recipe.condense.lr:g}"
             )
 
     def say_who_waits(self, images: int) -> None:

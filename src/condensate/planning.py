@@ -15,7 +15,7 @@ from condensate.objectives import OBJECTIVES
 from condensate.parameterizations import PARAMETERIZATIONS, Shape
 from condensate.peaks import peaks
 from condensate.rates import Rates, measured_rates, training_gain
-from condensate.recipe import Recipe
+from condensate.recipe import Recipe, Values
 from condensate.streams import Streams
 from condensate.whitening import check_size, side_bytes
 
@@ -44,6 +44,7 @@ class Plan:
         side_bytes: Of the whitening beside the set, not in the budget; 0 without ZCA.
         experts: What the experts take, where the objective matches any.
         sets: How often all classes are condensed: class orders of a stream, shadows of a study of privacy, else 1.
+        privacy: What a set gives away of one training image at most, see ``Objective.guarantee``.
     """
 
     shape: Shape
@@ -63,6 +64,7 @@ class Plan:
     side_bytes: int
     experts: "ExpertPlan | None" = None
     sets: int = 1
+    privacy: Values | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ def _plan(recipe: Recipe, device: torch.device) -> Plan:
         condense_bytes=lasting + condensing,
         side_bytes=side,
         experts=_experts(settled, there, rates, device),
+        privacy=_privacy(recipe, there),
     )
 
 
@@ -182,6 +185,12 @@ def _experts(recipe: Recipe, there: "_Data", rates: Rates, device: torch.device)
     compute = assemble.expert_compute(recipe, there.shape, there.classes, there.trained, device)
     seconds = missing * epochs * there.trained / (training_gain(compute, device) * rates.training)
     return ExpertPlan(options.count, missing, epochs, kept, seconds)
+
+
+def _privacy(recipe: Recipe, there: "_Data") -> Values | None:
+    episodes, options = recipe.condense.episodes, recipe.options("objective")
+    matching = OBJECTIVES[recipe["objective"]["name"]]
+    return matching.guarantee(there.classes, there.trained, episodes, **options) if episodes else None
 
 
 def _parameters(recipe: Recipe, shape: Shape, classes: int) -> int:

@@ -3,6 +3,7 @@ import io
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -277,6 +278,14 @@ def test_folders__named_a_level_too_high__is_said(tmp_path: Path):
         UserError, match=r"one class folder, photos, which holds folders alone \(a, b\).*path .*/photos$"
     ):
         load(path=str(tmp_path))
+    deep = tmp_path / "deep"
+    folders(deep / "train", splits=("photos",))
+    folders(deep / "test", splits=("photos",))
+    with pytest.raises(
+        UserError, match=r"\(a, b\); if these are the classes: move them to .*train, and those for testing"
+    ):
+        load(path=str(deep))
+    shutil.rmtree(deep)
     folders(tmp_path, splits=("drawings",))
     said = "drawings, photos; those below them (a, b) are not"
     with pytest.warns(UserWarning, match=re.escape(said)), pytest.warns(UserWarning, match="the same fifth"):

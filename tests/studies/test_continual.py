@@ -277,7 +277,10 @@ def test_smoke__random_images_of_two_experiences(tmp_path):
             {"budget": {"ipc": None, "bytes": 1279}},
             "1,279 bytes holds less than one image of each of 10 classes; 1,280",
         ),
-        ({"continual": {"steps": 11}}, "10 classes of digits make at most 10 experiences, not 11"),
+        (
+            {"continual": {"steps": 11}},
+            "10 classes of digits make at most 10 experiences, not 11: --continual.steps 10",
+        ),
         ({"seed": -1}, "a class order needs a seed from 0"),
         ({"seed": 2**32 - 1, "continual": {"orders": 2}}, "a class order needs a seed from 0"),
         ({"data": {"zca": True}}, "data.zca is fitted to all training images"),

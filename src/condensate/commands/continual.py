@@ -4,6 +4,7 @@ import argparse
 
 from condensate.commands.base import Command, read_recipe, show_summary
 from condensate.commands.studies import BY_JOBS, carry_out, study_options
+from condensate.objectives import OBJECTIVES
 from condensate.recipe import Recipe, Values, merge
 from condensate.studies import continual
 from condensate.summaries import of_stream
@@ -23,9 +24,12 @@ def _continual(options: argparse.Namespace, keys: Values) -> None:
 
 
 def _read(name: str, keys: Values) -> tuple[Recipe, Values]:
-    """A recipe along a stream, with the rows that are always shown unless the user chose some."""
+    """A recipe along a stream, with the rows that are always shown unless the user chose some.
+
+    They are of real images, so not beside sets that are to keep these private.
+    """
     recipe, changes = read_recipe(name, merge({"continual": {}}, keys))
-    if "compare" not in keys:
+    if "compare" not in keys and not OBJECTIVES[recipe["objective"]["name"]].private:
         missing = [row for row in SHOWN if row not in recipe["compare"]]
         recipe = recipe.with_values(compare=[*recipe["compare"], *missing])
     return recipe, changes

@@ -29,6 +29,7 @@ def _plan(options: argparse.Namespace, keys: Values) -> None:
         *([["side file of ZCA", f"{expected.side_bytes:,}"]] if expected.side_bytes else []),
         ["computed", how],
         *_expert_rows(expected.experts),
+        *_privacy_rows(expected.privacy),
         *([["condensed", f"{expected.sets} times: class orders or shadows"]] if expected.sets > 1 else []),
         [f"{recipe.condense.episodes:,} episodes", duration(expected.condense_seconds)],
         ["evaluation", duration(expected.evaluate_seconds)],
@@ -50,6 +51,13 @@ def _expert_rows(experts: ExpertPlan | None) -> list[list[str]]:
     taken = "time not known before" if experts.seconds is None else duration(experts.seconds)
     made = f"{experts.missing} to be made, {taken}" if experts.missing else "all there"
     return [[f"{experts.count} experts, epochs 0 to {experts.epochs}", f"{size(experts.bytes)} on disk; {made}"]]
+
+
+def _privacy_rows(privacy: Values | None) -> list[list[str]]:
+    """Of a set of all the data; a set of a part of it has another epsilon."""
+    if privacy is None:
+        return []
+    return [["privacy", f"(epsilon, delta) = ({privacy['epsilon']:.3g}, {privacy['delta']:g}) for one training image"]]
 
 
 PLAN = Command("Say what a recipe will store and take, without an episode of it.", _plan_options, _plan)

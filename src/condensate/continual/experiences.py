@@ -119,7 +119,10 @@ def _groups(data: ImageData, options: ContinualOptions, seed: int) -> list[list[
     if options.groups is not None:
         return _checked(options.groups, data.classes)
     if options.steps > count:
-        raise UserError(f"{count} classes of {data.name} make at most {count} experiences, not {options.steps}")
+        raise UserError(
+            f"{count} classes of {data.name} make at most {count} experiences, not {options.steps}: "
+            f"--continual.steps {count}"
+        )
     if options.labels == "shared":
         return [list(range(count))]
     return [part.tolist() for part in np.array_split(class_order(count, seed), options.steps)]

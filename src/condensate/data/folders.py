@@ -50,7 +50,7 @@ def find(folder: Path) -> Source | None:
                 f"{train} and {test} must hold the same classes; only in one of them: "
                 f"{', '.join(sorted(set(classes) ^ set(tested)))}"
             )
-        _check_level(train, classes)
+        _check_level(train, classes, split=True)
     else:
         classes, every = _items(folder)
         if not every:
@@ -103,15 +103,19 @@ def _passed_over(name: str) -> bool:
     return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini")
 
 
-def _check_level(folder: Path, classes: list[str]) -> None:
-    """Where class folders hold nothing but folders, the one named may be a level too high: of one class, it is."""
+def _check_level(folder: Path, classes: list[str], split: bool = False) -> None:
+    """Where class folders hold nothing but folders, the one named may be a level too high: of one class, it is.
+
+    A ``split`` has another beside it, so that what is below it cannot be named in its place.
+    """
     inside = [[child for child in (folder / name).iterdir() if not _passed_over(child.name)] for name in classes]
     nested = all(child.is_dir() for children in inside for child in children)
     below = ", ".join(sorted(child.name for child in inside[0])[:3]) if nested else ""
     if len(classes) == 1 and nested:
+        do = f"move them to {folder}, and those for testing likewise" if split else f"--data.path {folder / classes[0]}"
         raise UserError(
-            f"{folder} has one class folder, {classes[0]}, which holds folders alone ({below}); "
-            f"if these are the classes: --data.path {folder / classes[0]}"
+            f"{folder} has one class folder, {classes[0]}, which holds folders alone ({below}); if these are the "
+            f"classes: {do}"
         )
     if len(classes) == 1:
         warnings.warn(f"{folder} has one class folder, {classes[0]}: every network is right on it", stacklevel=5)

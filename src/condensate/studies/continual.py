@@ -251,7 +251,10 @@ def _check(recipe: Recipe, first: Stream) -> None:
             "data.zca is fitted to all training images, and a stream shows them part by part: set --data.zca false"
         )
     if len(assemble.networks_of(recipe, first.experiences[0].data.shape, len(first.classes))) != 1:
-        raise UserError(f"continual scores on one network, got evaluate.networks {recipe.evaluate.networks}; name one")
+        raise UserError(
+            f"continual scores on one network, got evaluate.networks {recipe.evaluate.networks}: "
+            "--evaluate.networks same"
+        )
     if recipe.condense.episodes and recipe.condense.lr_labels:
         raise UserError("a memory along a stream has hard labels, so that it can be shrunk: set --condense.lr_labels 0")
     if recipe.experts is not None and not recipe.experts.make:
