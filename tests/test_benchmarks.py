@@ -346,6 +346,12 @@ def test_pages__hold_what_the_evidence_says():
     assert set(marked) >= {*pages.KINDS_OF_MACHINE, "cpu-profile", "cpu-plan", "scaling", "summary"}
 
 
+def test_plan__says_whether_it_was_near_enough():
+    assert plans._verdict("bytes", 110, 100) == "bytes: planned 110, measured 100, 1.10 times, within a factor of 1.25"
+    assert "0.79 times, MISSED: a factor of 1.25" in plans._verdict("bytes", 79, 100)
+    assert "2.01 times, MISSED: a factor of 2" in plans._verdict("episode_seconds", 2.01, 1)
+
+
 def test_scaling__is_the_formula_of_the_page():
     model = scaling.Model(64, 4)
     assert (model.images, model.passes, model.budget) == (400, 2, 1000 * 50 * 4 * 3 * 64 * 64)
@@ -361,6 +367,8 @@ def test_evidence__plan_is_within_what_it_is_held_to(file: Path):
         for key, most in pages.WITHIN.items() if "planned" in row else ():
             if key in row["planned"]:
                 assert 1 / most < row["planned"][key] / row["measured"][key] < most, (row["work"], key)
+        if row["work"] == "plan-cifar100-lodm-ipc50":  # 40,000 images of 100 classes
+            assert row["measured"]["bytes"] < 2**33 / 4
 
 
 def test_pages__without_evidence__says_so_and_adding_replaces_by_work(tmp_path: Path):
