@@ -108,7 +108,8 @@ def test_run__folder_holds_what_the_design_says(tmp_path):
         tiny(compare=["digits-dm", "random", "random-uint8", "herding", "k-centre", "full"]), tmp_path
     )
     assert {p.name for p in tmp_path.iterdir()} == {
-        "recipe.yaml", "environment.json", "log.jsonl", "synthetic.safetensors", "images.png", "result.json", "compare",
+        "recipe.yaml", "environment.json", "chosen.json", "log.jsonl", "synthetic.safetensors", "images.png",
+        "result.json", "compare",
     }  # fmt: skip
     assert list(results) == ["digits-lodm", "digits-dm", "random", "random-uint8", "herding", "k-centre", "full"]
     stored = {row: result["stored"] for row, result in results.items()}
@@ -301,7 +302,7 @@ def test_run__images_blown_up_under_a_finite_loss__said(tmp_path, lr, told):
     shown = io.StringIO()
     quiet = Session(DEVICE, Display(Console(file=shown)), TINY)
     runs.prepare(tiny(condense={"lr": lr}), quiet).at(tmp_path, 0).run()
-    assert (f"try a smaller rate than --condense.lr {lr:g}" in shown.getvalue()) == told
+    assert (f"try a smaller learning rate than --condense.lr {lr:g}" in shown.getvalue()) == told
 
 
 def test_prepare__compared_with_itself__refused():

@@ -215,8 +215,13 @@ def reread(
 
 
 def keep_chosen(folder: Path, rows: Mapping[str, Recipe], session: Session) -> None:
-    """Write down how every row is computed, so that no later session chooses anew, on whatever machine."""
-    session.ranks.once(lambda: write_json(folder / CHOSEN, {row: recipe["compute"] for row, recipe in rows.items()}))
+    """Write down how every row is computed, so that no later session chooses anew, on whatever machine.
+
+    Of the main row alone its recipe says it.
+    """
+    chosen = {row: recipe["compute"] for row, recipe in rows.items()}
+    if len(chosen) > 1:
+        session.ranks.once(lambda: write_json(folder / CHOSEN, chosen))
 
 
 def as_chosen(recipe: Recipe, row: str, begun: Path | None) -> Recipe:
