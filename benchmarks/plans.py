@@ -4,10 +4,11 @@ import gc
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -17,7 +18,7 @@ from benchmarks.works import Straight
 from condensate import assemble, settling
 from condensate.allocation import keep_freed_memory
 from condensate.evaluation import train_networks
-from condensate.planning import plan
+from condensate.planning import Plan, plan
 from condensate.recipe import Recipe
 from condensate.sheets import resolve
 from condensate.streams import Streams
@@ -45,9 +46,7 @@ def check(name: str, device: torch.device) -> dict[str, Any]:
     """
     keep_freed_memory()
     given = dict(PLANS[name])
-    _measure_rates(given, device)
-    recipe = resolve(given.pop("recipe"), given)
-    expected = plan(recipe, device)
+    recipe, expected = _planned(given.pop("recipe"), given, device)
     shape, classes = expected.shape, expected.classes
     data = assemble.random_data(shape, device, classes, 300)
     streams = Streams(0, device)
@@ -56,7 +55,9 @@ def check(name: str, device: torch.device) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats(device)
     forget_peak(kept=True)
     before = resident("VmRSS") if device.type == "cpu" else torch.cuda.memory_allocated(device)
-    recipe = settling.settle_compute(recipe, shape, classes, expected.images_per_class * classes, device)
+    recipe = settling.settle_compute(
+        recipe, shape, classes, expected.images_per_class * classes, device, real=300 * classes
+    )
     synthetic = assemble.start(recipe, data, streams)
     matching = _matching(recipe, data, streams, device)
     optimizer = torch.optim.SGD(synthetic.parameterization.parameters(), 1e-6, 0.5)
@@ -126,17 +127,19 @@ def _verdict(key: str, said: float, found: float) -> str:
     return f"{key}: planned {said:.4g}, measured {found:.4g}, {ratio:.2f} times, {held} a factor of {most:g}"
 
 
-def _measure_rates(given: dict[str, Any], device: torch.device) -> None:
-    """In a process of its own, which leaves them in a cache: here the memory it takes would be held already.
+def _planned(name: str, changes: dict[str, Any], device: torch.device) -> tuple[Recipe, Plan]:
+    """A recipe and its plan, from rates measured now, whatever is kept from before.
 
-    They are measured now, whatever is kept from before, and kept though the works before have left the machine busy.
+    That is done in a process of its own, for here the memory it takes would be held already; it keeps them though the
+    works before have left the machine busy.
     """
-    os.environ["CONDENSATE_CACHE"] = tempfile.mkdtemp()
-    name, *sections = given.items()
-    keys = [f"--{section}.{key}={value}" for section, held in sections for key, value in held.items()]
+    keys = [f"--{section}.{key}={value}" for section, held in changes.items() for key, value in held.items()]
     program = "import sys; from condensate import cli, rates; rates.busy = lambda: False; cli.main(sys.argv[1:])"
-    command = [sys.executable, "-c", program, "plan", name[1], "--device", str(device), *keys]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-c", program, "plan", name, "--device", str(device), *keys]
+    with TemporaryDirectory() as cache, patch.dict(os.environ, CONDENSATE_CACHE=cache):
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        recipe = resolve(name, changes)
+        return recipe, plan(recipe, device)
 
 
 def _peak(device: torch.device) -> int:
