@@ -184,11 +184,11 @@ def test_resolve__unknown_words__names_the_key(machine: Any):
 @pytest.mark.parametrize("name", ["cifar10-lodm-ipc1", "cifar10-lodc-ipc1", "cifar10-lomtt-ipc1"])
 def test_settle_compute__tiles_are_settled_and_stay(machine: Any, name: str):
     machine(**AVX2)
-    recipe = settle_compute(resolve(name, {"compute": {"compile": "always"}}), (3, 32, 32), 10, 80, CPU)
+    recipe = settle_compute(resolve(name, {"compute": {"compile": "always"}}), (3, 32, 32), 10, 80, CPU, 1000)
     assert recipe["compute"]["precision"] == "float32"
     assert recipe["compute"]["tiles"] == "always"
     machine(avx512_bf16=True)  # another one goes on with it
-    again = settle_compute(recipe, (3, 32, 32), 10, 80, CPU)
+    again = settle_compute(recipe, (3, 32, 32), 10, 80, CPU, 1000)
     assert again["compute"] == recipe["compute"]
     assert compute(again, (3, 32, 32), CPU).tiled
 
@@ -234,7 +234,7 @@ def test_settle_compute__gradients_of_gradients_on_tiles_from_more_work_on(machi
     enough = math.ceil(2 * times * TILING / each)
     for episodes, tiles in ((enough - 1, "never"), (enough, "always")):
         recipe = resolve(name, {"compute": {"compile": "always"}, "condense": {"episodes": episodes}})
-        assert settle_compute(recipe, shape, classes, images, CPU)["compute"]["tiles"] == tiles
+        assert settle_compute(recipe, shape, classes, images, CPU, 1000)["compute"]["tiles"] == tiles
 
 
 def test_training_compute__on_tiles_where_the_recipe_does_not_forbid_it(machine: Any):
@@ -271,6 +271,21 @@ def test_settle_compute__experts__by_their_own_work_once(machine: Any, asked: di
         how = expert_compute(chosen, shape, 10, 1, CPU)
         assert (how.compiled, how.tiled) == (settled != "never", settled == "tiles")
     assert settle_compute(resolve("cifar10-dm-ipc1"), shape, 10, 10, CPU, 50_000)["compute"]["experts"] == "auto"
+
+
+def test_expert_compute__cannot_be_as_asked__names_its_own_key(machine: Any):
+    recipe = resolve("cifar10-lomtt-ipc1", {"compute": {"compile": "never", "experts": "tiles"}})
+    with pytest.raises(
+        UserError, match=r"compute\.experts is tiles, which are for a CPU, not cuda: --compute\.experts al"
+    ):
+        expert_compute(recipe, (3, 32, 32), 10, 1000, CUDA)
+    machine(())
+    with pytest.raises(UserError, match=r"compute\.experts is tiles, but .*or do without: --compute\.experts never"):
+        expert_compute(recipe, (3, 32, 32), 10, 1000, CPU)
+    with pytest.raises(UserError, match=r"compute\.experts needs an objective that matches experts: mtt"):
+        resolve("cifar10-dm-ipc1", {"compute": {"experts": "always"}})
+    with pytest.raises(UserError, match=r"unknown compute\.experts 'tile'"):
+        ComputeOptions(experts="tile").resolve(CPU, 0.0)  # type: ignore[arg-type]
 
 
 def test_check_training__tiles_always_where_nothing_can_be__refused(machine: Any):

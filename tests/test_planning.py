@@ -131,7 +131,7 @@ def test_rates__kept_where_nothing_else_is_at_work(tmp_path: Path, monkeypatch: 
     measured = iter(range(1, 9))
     monkeypatch.setattr(rates, "_measure", lambda *_: rates.Rates(*[next(measured)] * 5))
     device = torch.device("cpu")
-    recipe = settling.settle_compute(resolve("digits-dm"), (1, 8, 8), 10, 10, device)
+    recipe = settling.settle_compute(resolve("digits-dm"), (1, 8, 8), 10, 10, device, 1297)
 
     def found() -> float:
         return rates.measured_rates(recipe, (1, 8, 8), 10, 16, device).features
@@ -147,6 +147,24 @@ def test_rates__kept_where_nothing_else_is_at_work(tmp_path: Path, monkeypatch: 
     assert found() == 3
     monkeypatch.setattr(rates, "processor", lambda: "another")
     assert found() == 4
+
+
+@pytest.mark.parametrize(("name", "count"), [("digits-dm-private", 1297), ("cifar10-dm-ipc1", 50_000)])
+def test_plan__of_a_part_held_out_to_validate__is_of_the_rest(name: str, count: int):
+    """Whether the data are at hand or not, to an image a class."""
+    private = {
+        "objective": {"name": "dm-private", "batch_real": 100, "clip": 1.0, "noise_multiplier": 2.0, "delta": 1e-5}
+    }
+    small = {"network": {"width": 8, "depth": 1}, "compute": {"compile": "never"}, "condense": {"episodes": 9}}
+    changes = private | small | {"data": {"validation": 0.2}, "evaluate": {"split": "validation"}}
+    recipe = resolve(name, changes)
+    there = planning._data(recipe)
+    assert there.trained == pytest.approx(0.8 * count, abs=10)
+    assert there.scored == pytest.approx(0.2 * count, abs=10)
+    told = planning.plan(recipe, torch.device("cpu")).privacy
+    assert told["sample_rate"] == pytest.approx(1000 / there.trained)
+    stream = resolve(name, changes | {"continual": {"steps": 5}})
+    assert planning.plan(stream, torch.device("cpu")).privacy is None
 
 
 def test_plan__stream_of_classes__all_its_orders_and_memories():

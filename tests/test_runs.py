@@ -1,5 +1,6 @@
 """Runs in their folders: what is written, in which order, and that they can be stopped at any time."""
 
+import hashlib
 import io
 import json
 import warnings
@@ -29,7 +30,6 @@ from condensate.console import Display
 from condensate.networks import NETWORKS
 from condensate.objectives import OBJECTIVES
 from condensate.recipe import Recipe
-from condensate.scoring import training_chosen
 from condensate.sessions import Session
 from condensate.sheets import resolve, shipped
 
@@ -651,15 +651,42 @@ def test_reopen__begun_with_compiled_programs__without_a_compiler__says_where_to
 
 
 def test_training__of_networks_that_score__chosen_once(tmp_path, machine):
-    recipe, file, display = tiny(evaluate={"precision": "auto"}), tmp_path / "training.json", session().display
+    recipe, file = tiny(evaluate={"precision": "auto"}), tmp_path / "training.json"
     chosen = []
     for capabilities in ({"avx512_bf16": True}, {}):
         machine(**capabilities)
-        chosen.append(training_chosen(recipe, (1, 8, 8), 10, 70, DEVICE, display, file, "row"))
+        chosen.append(session().training_chosen(recipe, (1, 8, 8), 10, 70, file, "row").evaluate)
     assert chosen[0] == chosen[1]
-    assert chosen[0].evaluate.precision == "bfloat16"
+    assert chosen[0].precision == "bfloat16"
     file.unlink()
-    assert training_chosen(recipe, (1, 8, 8), 10, 70, DEVICE, display, file, "row").evaluate.precision == "float32"
+    assert session().training_chosen(recipe, (1, 8, 8), 10, 70, file, "row").evaluate.precision == "float32"
+
+
+def test_resume__of_a_row_that_is_done__asks_for_no_compiler(tmp_path, machine):
+    compiled = {"compute": {"compile": "always"}}
+    run = runs.prepare(tiny(**compiled, compare=["digits-dm"]), session(TINY | compiled)).at(tmp_path, 0)
+    done = {"data": {"fingerprint": run.data["digits-lodm"].fingerprint}}
+    (tmp_path / "compare" / "digits-dm").mkdir(parents=True)
+    for row in (tmp_path, tmp_path / "compare" / "digits-dm"):
+        (row / "result.json").write_text(json.dumps(done))
+        (row / "synthetic.safetensors").touch()
+    machine(())
+    assert set(runs.reopen(tmp_path, DEVICE, session().display).run()) == {"digits-lodm", "digits-dm"}
+
+
+def test_resume__begun_before_experts_had_a_key__goes_on(tmp_path):
+    """As the recipe and its digest were written then."""
+    started = runs.prepare(tiny(), session(TINY)).at(tmp_path, 0)
+    values = {key: value for key, value in started.recipe.anywhere().values.items() if key != "compare"}
+    values["compute"] = {key: value for key, value in values["compute"].items() if key != "experts"}
+    then = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    text = (tmp_path / "recipe.yaml").read_text()
+    assert ", experts: auto" in text
+    (tmp_path / "recipe.yaml").write_text(text.replace(", experts: auto", ""))
+    begun = json.loads((tmp_path / "environment.json").read_text()) | {"recipe_sha256": then}
+    (tmp_path / "environment.json").write_text(json.dumps(begun))
+    assert runs.reopen(tmp_path, DEVICE, session().display).run()
+    assert not (tmp_path / "chosen.json").exists()  # of one row
 
 
 def test_resume__without_its_log__says_so_and_goes_on(halted):

@@ -371,6 +371,11 @@ def test_mean_loss__pieces_of_what_needs_whole_batches__refused(case: str):
         MeanLoss(trained, chunk=4)
 
 
+def test_fit__the_loss_of_another_network__refused():
+    with pytest.raises(ValueError, match="the loss is another network's"):
+        fit(network(), examples(), epochs=1, generator=seeded(), loss=MeanLoss(network()))
+
+
 @pytest.mark.parametrize("chunk", [None, 1, 5])
 @pytest.mark.parametrize("soft", ["none", "remembered", "new", "both"])
 def test_fit__replay__is_the_mean_of_both_losses(soft: str, chunk: int | None):

@@ -15,6 +15,7 @@ with collecting.importing():
     from condensate.errors import UserError
     from condensate.evaluation import Score, evaluate
     from condensate.loop import condense
+    from condensate.losses import MeanLoss
     from condensate.networks import ConvNet, Network
     from condensate.networks import build as build_network
     from condensate.objectives import (
@@ -41,6 +42,7 @@ __all__ = [
     "GradientMatching",
     "ImageData",
     "LowRank",
+    "MeanLoss",
     "Network",
     "Objective",
     "Parameterization",

@@ -155,7 +155,8 @@ class Condensation:
         ranks, began = self.session.ranks, time.monotonic()
         missing = ranks.once(store.missing)
         if missing:
-            how = {"always": ", compiled", "tiles": ", compiled" + ON_TILES}.get(recipe["compute"]["experts"], "")
+            trained = recipe["compute"]["experts"]
+            how = ", compiled" * (trained != "never") + ON_TILES * (trained == "tiles")
             self.session.display.say(f"{len(missing)} of {len(store)} experts to be made first{how}, in {store.folder}")
             with self.session.display.work(f"{self.title}: experts", len(store), len(store) - len(missing)) as step:
                 assemble.make_experts(recipe, self.data, step, self.outputs, ranks.share(missing))

@@ -46,7 +46,7 @@ class MeanLoss:
                 scores = pupil(images)
             return cross_entropy(scores.to(torch.promote_types(scores.dtype, torch.float32)), labels)
 
-        self.chunk = chunk
+        self.network, self.chunk = network, chunk
         self._program = compute.program(loss)
 
     @classmethod

@@ -15,7 +15,7 @@ from condensate.objectives import OBJECTIVES
 from condensate.parameterizations import PARAMETERIZATIONS, Shape
 from condensate.peaks import peaks
 from condensate.rates import Rates, measured_rates, training_gain
-from condensate.recipe import Recipe, Values
+from condensate.recipe import STUDIES, Recipe, Values
 from condensate.streams import Streams
 from condensate.whitening import check_size, side_bytes
 
@@ -44,7 +44,7 @@ class Plan:
         side_bytes: Of the whitening beside the set, not in the budget; 0 without ZCA.
         experts: What the experts take, where the objective matches any.
         sets: How often all classes are condensed: class orders of a stream, shadows of a study of privacy, else 1.
-        privacy: What a set gives away of one training image at most, see ``Objective.guarantee``.
+        privacy: What a set gives away of one training image at most, see ``Objective.guarantee``; None of studies.
     """
 
     shape: Shape
@@ -189,8 +189,9 @@ def _experts(recipe: Recipe, there: "_Data", rates: Rates, device: torch.device)
 
 def _privacy(recipe: Recipe, there: "_Data") -> Values | None:
     episodes, options = recipe.condense.episodes, recipe.options("objective")
-    matching = OBJECTIVES[recipe["objective"]["name"]]
-    return matching.guarantee(there.classes, there.trained, episodes, **options) if episodes else None
+    if not episodes or any(study in recipe.values for study in STUDIES):  # whose sets are of parts of the data
+        return None
+    return OBJECTIVES[recipe["objective"]["name"]].guarantee(there.classes, there.trained, episodes, **options)
 
 
 def _parameters(recipe: Recipe, shape: Shape, classes: int) -> int:
@@ -220,10 +221,12 @@ class _Data:
 
 def _data(recipe: Recipe) -> _Data:
     """What is not at hand is not fetched."""
-    name, path, hold = (recipe["data"][key] for key in ("name", "path", "hold"))
+    name, path, hold, part = (recipe["data"][key] for key in ("name", "path", "hold", "validation"))
     if path is None and name in KNOWN and name != "digits":
-        known = KNOWN[name]
-        return _Data(known.shape, known.classes, _held(sum(known.counts), known.shape, hold), *known.counts)
+        known, validated = KNOWN[name], recipe.evaluate.split == "validation"
+        train, test = known.counts
+        scored, trained = round(part * train) if validated else test, round((1 - part) * train)
+        return _Data(known.shape, known.classes, _held(train + test, known.shape, hold), trained, scored)
     data = look(**recipe["data"] | {"zca": False})
     held = _held(len(data.train) + len(data.test), data.shape, hold)
     scored = len(assemble.scoring_split(recipe, data))

@@ -53,10 +53,11 @@ _measured: dict[Path, Rates] = {}  # by this process
 
 
 def measured_rates(recipe: Recipe, shape: Shape, classes: int, batch: int, device: torch.device) -> Rates:
-    """Measured in seconds, kept in the cache if nothing else was at work; ``batch`` images are trained on at once."""
+    """Measured in seconds, kept in the cache if the CPU was idle before; ``batch`` images are trained on at once."""
     cuda = device.type == "cuda"
     where = torch.cuda.get_device_name(device) if cuda else f"{processor()} x {torch.get_num_threads()}"
-    key = [recipe["network"], shape, classes, batch, recipe["compute"], where, str(torch.__version__)]
+    how = {key: value for key, value in recipe["compute"].items() if key not in ("reuse", "experts")}
+    key = [recipe["network"], shape, classes, batch, how, where, str(torch.__version__)]
     key += [COMPILED_GAIN[device.type], TILED_GAIN, scored_at_once(shape, device)]
     file = cache_folder() / f"rates-{sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
     with suppress(OSError, ValueError, TypeError):
@@ -71,8 +72,11 @@ def measured_rates(recipe: Recipe, shape: Shape, classes: int, batch: int, devic
 
 
 def busy() -> bool:
-    """Whether other programs keep more than a core in four at work, where the system tells."""
-    return hasattr(os, "getloadavg") and os.getloadavg()[0] > max(1.0, (os.cpu_count() or 1) / 4)
+    """Whether, in the last minute, more than a core in four was at work, where the system tells."""
+    try:
+        return os.getloadavg()[0] > max(1.0, (os.cpu_count() or 1) / 4)
+    except (AttributeError, OSError):
+        return False
 
 
 def _measure(recipe: Recipe, shape: Shape, classes: int, batch: int, device: torch.device) -> Rates:

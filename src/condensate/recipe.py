@@ -227,8 +227,12 @@ class Recipe:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all that a result hangs on: of ``anywhere`` without the rows it is compared with."""
+        """SHA-256 of all that a result hangs on: of ``anywhere`` without the rows it is compared with.
+
+        How experts are computed is not in it: a run takes those that are there, whoever made them.
+        """
         values = {section: content for section, content in self.anywhere().values.items() if section != "compare"}
+        values["compute"] = {key: value for key, value in values["compute"].items() if key != "experts"}
         return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def dump(self) -> str:

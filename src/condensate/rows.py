@@ -28,7 +28,7 @@ from condensate.records import (
     stored_full,
     write_json,
 )
-from condensate.scoring import score, training_chosen
+from condensate.scoring import score
 from condensate.sessions import KEPT_EVERY, Clock, OutOfTime, Session
 from condensate.streams import Streams
 
@@ -121,12 +121,11 @@ class Row:
     def evaluate(self, examples: Examples) -> list[Score]:
         """Scores of all the recipe's networks, those already scored from the file of the last session."""
         ranks = self.session.ranks
-        full, display, device = self.name == FULL, self.session.display, self.session.device
-        shape, classes = self.data.shape, len(self.data.classes)
+        full, shape, classes = self.name == FULL, self.data.shape, len(self.data.classes)
 
         def choose() -> Recipe:
-            return training_chosen(
-                self.recipe, shape, classes, len(examples), device, display, self.way, self.name, full=full
+            return self.session.training_chosen(
+                self.recipe, shape, classes, len(examples), self.way, self.name, full=full
             )
 
         self.recipe = ranks.once(choose)
@@ -136,7 +135,7 @@ class Row:
             examples,
             self.data,
             self.streams,
-            display,
+            self.session.display,
             title=f"{self.name}: evaluate",
             full=full,
             done=ranks.once(self.kept),

@@ -10,7 +10,6 @@ import torch
 
 from condensate import assemble, settling
 from condensate.atomic import alone_in
-from condensate.capabilities import lacking
 from condensate.console import Display
 from condensate.data import KNOWN, ImageData
 from condensate.errors import UserError, unknown
@@ -20,7 +19,7 @@ from condensate.recipe import Evaluate, Recipe, Values, merge
 from condensate.records import read_json, write_json
 from condensate.rows import FULL, Row
 from condensate.schema import complete
-from condensate.sessions import Session, check_recipe
+from condensate.sessions import Session, check_compiler, check_recipe
 from condensate.sheets import find, resolve, shipped
 from condensate.streams import Streams
 
@@ -124,7 +123,7 @@ class Run:
         with ExitStack() as held:
             self.session.ranks.once(lambda: held.enter_context(alone_in(self.folder)))
             for name, recipe in self.rows.items():
-                folder = self.folder if name == self.recipe.name else self.folder / "compare" / name
+                folder = row_folder(self.folder, name, self.recipe.name)
                 results[name] = Row(name, recipe, folder, self.data[name], self.session).run()
         return results
 
@@ -156,8 +155,9 @@ def prepare(recipe: Recipe, session: Session, begun: Path | None = None) -> Run:
             else:
                 datasets[row] = data
             assemble.scoring_split(found, datasets[row])
-            if row != FULL:
-                rows[row] = settled(as_chosen(found, row, begun), datasets[row], session, resumed=begun is not None)
+            if row != FULL and not (begun and (row_folder(begun, row, recipe.name) / "result.json").is_file()):
+                chosen = as_chosen(found, row, begun, session.device)
+                rows[row] = settled(chosen, datasets[row], session, resumed=begun is not None)
         except UserError as error:
             raise error if row == recipe.name else UserError(f"row {row}: {error}") from error
     return Run(rows[recipe.name], rows, datasets, session)
@@ -171,6 +171,7 @@ def reopen(
     session = replace(session, ranks=ranks)
     run = replace(prepare(recipe, session, folder), folder=folder)
     session.same_beginning(folder, run.recipe, run.data[run.recipe.name])
+    keep_chosen(folder, run.rows, session)
     return run
 
 
@@ -181,7 +182,7 @@ def reread(
 
     Raises:
         UserError: There is no run, or another command's, or its recipe was changed, or it was started on another kind
-            of device or with other threads than asked for, or compiled, which is not possible here.
+            of device or with other threads than asked for.
     """
     if not (folder / "environment.json").is_file():
         raise UserError(f"{folder} holds no run to go on with; name the folder that the run gave as its run folder")
@@ -203,32 +204,43 @@ def reread(
         )
     if (place == "cpu") != (device.type == "cpu"):
         raise UserError(f"the run in {folder} was started on {place} and goes on there; {device} draws other numbers")
-    if recipe["compute"]["compile"] == "always" and (lacks := lacking(device)):
-        raise UserError(
-            f"the run in {folder} was begun with compiled programs, which need {lacks}; go on where that is, or begin "
-            "anew in another folder"
-        )
     if threads not in (None, used):
         raise UserError(f"the run in {folder} was started with {used} threads and goes on with them: drop --threads")
     torch.set_num_threads(used)
     return recipe, session
 
 
+def row_folder(folder: Path, row: str, main: str) -> Path:
+    """Where a row of the run in a folder lies."""
+    return folder if row == main else folder / "compare" / row
+
+
 def keep_chosen(folder: Path, rows: Mapping[str, Recipe], session: Session) -> None:
-    """Write down how every row is computed, so that no later session chooses anew, on whatever machine.
+    """Write down how every row is condensed, so that no later session chooses anew, on whatever machine.
 
     Of the main row alone its recipe says it.
     """
-    chosen = {row: recipe["compute"] for row, recipe in rows.items()}
-    if len(chosen) > 1:
-        session.ranks.once(lambda: write_json(folder / CHOSEN, chosen))
+
+    def chosen(recipe: Recipe) -> Values:
+        return {key: value for key, value in recipe["compute"].items() if key != "reuse"}
+
+    def keep() -> None:
+        file = folder / CHOSEN
+        before = read_json(file) if file.is_file() else {}
+        write_json(file, {row: before.get(row) or chosen(recipe) for row, recipe in rows.items()})
+
+    if len(rows) > 1:
+        session.ranks.once(keep)
 
 
-def as_chosen(recipe: Recipe, row: str, begun: Path | None) -> Recipe:
-    """The recipe of a row, computed as it was to be when the work in a folder, if any, was begun."""
-    file = None if begun is None else begun / CHOSEN
-    chosen = read_json(file) if file and file.is_file() else {}
-    return recipe.with_values(compute=chosen.get(row, {}))
+def as_chosen(recipe: Recipe, row: str, begun: Path | None, device: torch.device) -> Recipe:
+    """The recipe of a row, condensed as it was to be when the work in a folder, if any, was begun."""
+    if begun is None:
+        return recipe
+    chosen = read_json(begun / CHOSEN) if (begun / CHOSEN).is_file() else {}
+    recipe = recipe.with_values(compute=chosen.get(row, {}))
+    check_compiler(begun, recipe["compute"]["compile"], device)
+    return recipe
 
 
 def placed(recipe: Recipe) -> Recipe:

@@ -50,6 +50,8 @@ def complete(name: str, values: Values, about: Mapping[str, str] | None = None) 
         getattr(recipe, section)
     if recipe.experts is None and (recipe.condense.lr_labels or recipe.condense.lr_step):
         raise UserError("condense.lr_labels and lr_step need an objective that learns them: mtt")
+    if recipe.experts is None and recipe["compute"]["experts"] != "auto":
+        raise UserError("compute.experts needs an objective that matches experts: mtt; leave it out, or at auto")
     Augment(**recipe["augment"])
     data.check_zca(**{key: recipe["data"][key] for key in ("mean", "std", "zca")})
     data.check_hold(recipe["data"]["hold"], recipe["data"]["workers"])

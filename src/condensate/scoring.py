@@ -2,19 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-
-import torch
 
 from condensate import assemble, settling
 from condensate.console import Display, Step
 from condensate.data import ImageData
 from condensate.evaluation import Score, evaluate
 from condensate.examples import Examples
-from condensate.parameterizations import Shape
 from condensate.ranks import ALONE, Ranks
 from condensate.recipe import Recipe
-from condensate.records import read_json, write_json
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset
 from condensate.training import Bookmark
@@ -89,40 +84,6 @@ def score(
             )
         scores.append(replace(measured, network=name))
     return scores
-
-
-def training_chosen(
-    recipe: Recipe,
-    shape: Shape,
-    classes: int,
-    images: int,
-    device: torch.device,
-    display: Display,
-    file: Path,
-    title: str,
-    *,
-    full: bool = False,
-) -> Recipe:
-    """The recipe with how networks are trained on so many images settled: chosen and said once, then as in ``file``.
-
-    Args:
-        recipe: Its section ``evaluate`` and its network.
-        shape: Of an image.
-        classes: That networks tell apart.
-        images: They are trained on.
-        device: Where.
-        display: Is told what was chosen.
-        file: Of what was chosen, for all sessions.
-        title: Of the work, for the display.
-        full: As for ``score``.
-    """
-    if not file.is_file():
-        chosen = settling.settle_training(recipe, shape, classes, images, device, full=full)
-        write_json(file, {key: chosen["evaluate"][key] for key in settling.TRAINED_BY})
-        why = settling.why_training_compiled(recipe, shape, classes, images, device, full=full)
-        if why:
-            display.say(f"{title}: training to score is {why}")
-    return recipe.with_values(evaluate=read_json(file))
 
 
 def learning_rate(given: float | None, examples: Examples) -> float:

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import torch
 
-from condensate import __version__
+from condensate import __version__, settling
 from condensate.atomic import alone_in
+from condensate.capabilities import lacking
 from condensate.console import Display
 from condensate.data import ImageData
 from condensate.errors import UserError
+from condensate.parameterizations import Shape
 from condensate.ranks import ALONE, Ranks
 from condensate.recipe import Recipe, Values
 from condensate.records import environment, read_json, write, write_json
@@ -97,6 +99,39 @@ class Session:
                 f"not all processes see {folder}; on several hosts a run needs a folder that they share: name one in "
                 "--out, by its whole path"
             )
+
+    def training_chosen(
+        self, recipe: Recipe, shape: Shape, classes: int, images: int, file: Path, title: str, *, full: bool = False
+    ) -> Recipe:
+        """The recipe with how networks that score are trained settled: chosen and said once, then as in ``file``.
+
+        Args:
+            recipe: Its section ``evaluate`` and its network.
+            shape: Of an image.
+            classes: That networks tell apart.
+            images: They are trained on at the most.
+            file: Of what was chosen, for all sessions.
+            title: Of the work, for the display.
+            full: Whether they are all training images, which have their own number of epochs.
+        """
+        if not file.is_file():
+            chosen = settling.settle_training(recipe, shape, classes, images, self.device, full=full)
+            write_json(file, {key: chosen["evaluate"][key] for key in settling.TRAINED_BY})
+            why = settling.why_training_compiled(recipe, shape, classes, images, self.device, full=full)
+            if why:
+                self.display.say(f"{title}: training to score is {why}")
+        recipe = recipe.with_values(evaluate=read_json(file))
+        check_compiler(file.parent, recipe.evaluate.compile, self.device)
+        return recipe
+
+
+def check_compiler(folder: Path, compiled: str, device: torch.device) -> None:
+    """Refuse to go on here with what was begun with compiled programs where there is no compiler."""
+    if compiled in ("always", "tiles") and (lacks := lacking(device)):
+        raise UserError(
+            f"what is in {folder} was begun with compiled programs, which need {lacks}; go on where that is, or begin "
+            "anew in another folder"
+        )
 
 
 def check_recipe(folder: Path, begun: Values, recipe: Recipe) -> None:

@@ -18,20 +18,29 @@ TRAINING_BATCH = 256  # images a step of a network that scores, as published
 FILLS_A_GPU = 4096  # images of 32x32, or as many pixels, a step of all networks that are trained together there
 
 
-def settle_compute(
-    recipe: Recipe, shape: Shape, classes: int, images: int, device: torch.device, real: int = 0
-) -> Recipe:
+def settle_compute(recipe: Recipe, shape: Shape, classes: int, images: int, device: torch.device, real: int) -> Recipe:
     """The recipe with ``compute`` settled, so that a resumed run does not choose anew.
 
     Experts, where it matches any, are trained on ``real`` images.
     """
     work = condensing_operations(recipe, shape, classes, images)
     resolved = _resolved(recipe, shape, device, work)
-    settled = {**_settled(resolved), "chunk": resolved.chunk}
-    if recipe.experts is not None:
-        trained = expert_compute(recipe, shape, classes, real, device)
-        settled["experts"] = "tiles" if trained.tiled else "always" if trained.compiled else "never"
-    return recipe.with_values(compute=settled)
+    return settle_experts(recipe, shape, classes, device, real).with_values(
+        compute={**_settled(resolved), "chunk": resolved.chunk}
+    )
+
+
+def settle_experts(recipe: Recipe, shape: Shape, classes: int, device: torch.device, real: int) -> Recipe:
+    """The recipe with ``compute.experts`` settled, where it matches any, which are trained on ``real`` images."""
+    if recipe.experts is None or recipe["compute"]["experts"] != "auto":
+        return recipe
+    trained = expert_compute(recipe, shape, classes, real, device)
+    return recipe.with_values(compute={"experts": said_of(trained)})
+
+
+def said_of(experts: Compute) -> str:
+    """How experts are trained, as ``compute.experts`` says it."""
+    return "tiles" if experts.tiled else "always" if experts.compiled else "never"
 
 
 def why_compiled(recipe: Recipe, shape: Shape, classes: int, images: int, device: torch.device) -> str | None:

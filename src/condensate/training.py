@@ -86,14 +86,17 @@ def fit(
         replay: Remembered examples: every step takes as many of them, drawn at random, as new ones, and the loss is
             the mean of both (experience replay: Chaudhry et al., "On tiny episodic memories", 2019). For one network.
         after_epoch: Called with the epoch's number, from 0, after each.
-        loss: The network's, compiled or in pieces; absent: neither.
+        loss: The network's, compiled or in pieces, see ``MeanLoss``; absent: neither.
         bookmark: Where to go on from, and to keep where the training stands; it ends as one that was not stopped.
 
     Raises:
         UserError: It diverged.
+        ValueError: The loss is of another network.
     """
     generators = [generator] if isinstance(generator, torch.Generator) else list(generator)
     loss = loss or MeanLoss(network)
+    if loss.network is not network:
+        raise ValueError("the loss is another network's: make it of the one that is trained, MeanLoss(network, ...)")
     optimizer = SGD(network.parameters(), lr, momentum, weight_decay=weight_decay, fused=True)
     before = bookmark.last() if bookmark else None
     sizes = _batch_sizes(len(examples), batch, joined=join_last and network.batch_statistics)

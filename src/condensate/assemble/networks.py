@@ -3,6 +3,7 @@
 import torch
 
 from condensate.augment import Augment
+from condensate.capabilities import lacking
 from condensate.classic import ClassicAugment
 from condensate.compute import Compute, ComputeOptions
 from condensate.errors import UserError, unknown
@@ -24,16 +25,33 @@ def training_compute(said: Values, trained: Outline, shape: Shape, passes: int, 
     return asked.resolve(device, 3 * passes * trained.operations, shape[1] * shape[2], tiles=trained.tileable)
 
 
+# What ``compute.experts`` stands for.
+COMPILED = {
+    "never": {"compile": "never", "tiles": "never"},
+    "always": {"compile": "always", "tiles": "never"},
+    "tiles": {"compile": "always", "tiles": "always"},
+}
+
+
 def expert_compute(recipe: Recipe, shape: Shape, classes: int, real: int, device: torch.device) -> Compute:
     """How experts are trained, on so many real images: as ``compute.experts`` says, or by the work of all of them.
 
-    It does not depend on which are there already, so that all processes and sessions train alike.
+    Raises:
+        UserError: It is to be compiled and cannot be.
     """
     options, said = recipe.experts, recipe["compute"]
     assert options is not None
-    if said["experts"] != "auto":
-        tiles = said["experts"] == "tiles"
-        said = {"compile": "always" if tiles else said["experts"], "tiles": "always" if tiles else "never"}
+    asked = said["experts"]
+    if asked != "auto":
+        if asked != "never" and (lacks := lacking(device)):
+            raise UserError(
+                f"compute.experts is {asked}, but torch.compile needs {lacks}; or do without: --compute.experts never"
+            )
+        if asked == "tiles" and device.type != "cpu":
+            raise UserError(
+                f"compute.experts is tiles, which are for a CPU, not {device.type}: --compute.experts always"
+            )
+        said = COMPILED[asked]
     passes = options.count * expert_epochs(recipe) * real
     trained = outline(recipe["network"]["name"], shape, classes, **recipe.options("network"))
     return training_compute(said, trained, shape, passes, device)

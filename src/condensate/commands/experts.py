@@ -4,11 +4,13 @@ import argparse
 
 from condensate import assemble
 from condensate.commands.base import Command, machine_options, place, ranks_options, read_recipe, recipe_option
+from condensate.compute import ON_TILES
 from condensate.console import size
 from condensate.errors import UserError
 from condensate.objectives import OBJECTIVES
 from condensate.recipe import Values, merge
 from condensate.schema import check_sections
+from condensate.settling import settle_experts
 from condensate.sheets import find, shipped
 
 EXAMPLE = "digits-lomtt"
@@ -31,9 +33,13 @@ def _experts(options: argparse.Namespace, keys: Values) -> None:
         raise UserError(f"{options.recipe} matches no expert trajectories; those that do: {some} ...")
     recipe, _ = read_recipe(options.recipe, keys)
     data = assemble.image_data(recipe, device, ranks)
+    shape, classes, real = data.shape, len(data.classes), len(data.train)
+    recipe = ranks.once(lambda: settle_experts(recipe, shape, classes, device, real))
     store = assemble.experts(recipe, data)
     store.check_kind()
     missing = ranks.once(store.missing)
+    if missing and recipe["compute"]["experts"] != "never":
+        display.say(f"experts are compiled{ON_TILES * (recipe['compute']['experts'] == 'tiles')}")
     with display.work("experts", len(store), len(store) - len(missing)) as step:
         assemble.make_experts(recipe, data, step, first=ranks.share(missing))
     if not ranks.first:

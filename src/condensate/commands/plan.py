@@ -54,7 +54,7 @@ def _expert_rows(experts: ExpertPlan | None) -> list[list[str]]:
 
 
 def _privacy_rows(privacy: Values | None) -> list[list[str]]:
-    """Of a set of all the data; a set of a part of it has another epsilon."""
+    """What is promised, where anything is."""
     if privacy is None:
         return []
     return [["privacy", f"(epsilon, delta) = ({privacy['epsilon']:.3g}, {privacy['delta']:g}) for one training image"]]

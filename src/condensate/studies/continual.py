@@ -159,7 +159,7 @@ def prepare(recipe: Recipe, session: Session, begun: Path | None = None) -> Stud
         rows[row] = _row(recipe, row, first.experiences[0].data, session)
     for row, found in rows.items():
         try:
-            rows[row] = _settled(as_chosen(found, row, begun), row, first, session)
+            rows[row] = _settled(as_chosen(found, row, begun, session.device), row, first, session)
         except UserError as error:
             raise error if row == recipe.name else UserError(f"row {row}: {error}") from error
     return Study(rows[recipe.name], rows, tuple(datasets), session)

@@ -24,7 +24,7 @@ from condensate.networks import Network, build
 from condensate.parameterizations import PARAMETERIZATIONS
 from condensate.recipe import Recipe, Values
 from condensate.records import read_json, read_tensors, write_json
-from condensate.scoring import learning_rate, training_chosen
+from condensate.scoring import learning_rate
 from condensate.sessions import Clock, Session
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset
@@ -241,8 +241,6 @@ class Memory:
         scores = read_json(kept) if kept.is_file() else []
         registered, keywords = self.network
         title = f"{self.folder.parent.name} {self.name} step {step + 1}"
-        file = kept.parent.with_name(f"training-{kept.name}")
-        settled = self.trained_as(len(examples), file, title, full=self.name == FULL)
         trained = train_networks(
             examples,
             len(self.stream.classes),
@@ -254,7 +252,7 @@ class Memory:
             lr=self.rate(parts),
             augment=assemble.training_augment(self.recipe),
             start=len(scores),
-            **settling.training_way(settled),
+            **settling.training_way(self.settled),
         )
         with self.session.display.work(f"{title}: evaluate", options.repeats, len(scores)) as progress:
             for network in trained:
@@ -279,11 +277,8 @@ class Memory:
         earlier = read_tensors(self.step(step - 1) / "networks.safetensors")[0] if step else {}
         registered, keywords = self.network
         shape, classes, device = experience.shape, len(self.stream.classes), self.session.device
-        passed = len(new) if replay is None else 2 * len(new)
-        title = f"{self.folder.parent.name} {self.name} step {step + 1}"
-        settled = self.trained_as(passed, self.step(step) / "training.json", title, full=True)
         network = build(registered, shape, classes, self.streams("program"), **keywords)
-        loss = MeanLoss.laid_out(network, settling.training_way(settled)["compute"], shape, device)
+        loss = MeanLoss.laid_out(network, settling.training_way(self.settled)["compute"], shape, device)
         for repeat in range(options.repeats):
             generator = self.streams("rehearsal", repeat, step)
             network.reset_(generator)
@@ -309,11 +304,19 @@ class Memory:
         clock.keep()
         return scores
 
-    def trained_as(self, images: int, file: Path, title: str, *, full: bool) -> Recipe:
-        """The recipe with how networks are trained on so many images settled, once for all sessions."""
-        shape, classes = self.stream.experiences[0].data.shape, len(self.stream.classes)
-        device, display = self.session.device, self.session.display
-        return training_chosen(self.recipe, shape, classes, images, device, display, file, title, full=full)
+    @cached_property
+    def settled(self) -> Recipe:
+        """The recipe with how networks are trained settled, once for all steps, by the most they are trained on."""
+        shape, classes, each = self.stream.experiences[0].data.shape, len(self.stream.classes), self.stream.experiences
+        real = [len(experience.data.train) for experience in each]
+        full = self.goes_on or self.name == FULL
+        if full:
+            images = 2 * max(real) if self.goes_on else sum(real)
+        else:
+            images = assemble.images_per_class(self.recipe, sum(self.stream.slots), shape) * classes
+        title = f"{self.folder.parent.name} {self.name}"
+        file = self.folder / "training.json"
+        return self.session.training_chosen(self.recipe, shape, classes, images, file, title, full=full)
 
     def accuracies(self, network: Network, step: int) -> list[float]:
         """Accuracy on every experience up to ``step``, each among all classes."""

@@ -233,7 +233,7 @@ def prepare(recipe: Recipe, session: Session, begun: Path | None = None) -> Stud
     rows = {recipe.name: recipe} | {row: row_recipe(recipe, row, data, session) for row in recipe["compare"]}
     half = replace(data, train=data.train.subset(members[0].nonzero().flatten()))
     for row, found in rows.items():
-        found = as_chosen(found, row, begun).with_values(privacy=recipe["privacy"])
+        found = as_chosen(found, row, begun, session.device).with_values(privacy=recipe["privacy"])
         try:
             _check(found, data)
             rows[row] = found if row == FULL else settled(found, half, session, resumed=True)

@@ -23,7 +23,7 @@ from condensate.privacy import Nearness, Record, nearness
 from condensate.recipe import Recipe, Values
 from condensate.records import write_json
 from condensate.rows import FULL
-from condensate.scoring import learning_rate, training_chosen
+from condensate.scoring import learning_rate
 from condensate.sessions import Clock, Session
 from condensate.streams import Streams
 from condensate.synthetic import SyntheticDataset
@@ -91,16 +91,9 @@ class Shadow:
         """What fresh networks say of the pool, and their mean accuracy on test images."""
         options, pool = self.recipe.evaluate, self.data.train
         _, registered, keywords = assemble.networks_of(self.recipe, self.data.shape, len(self.data.classes))[0]
-        settled = training_chosen(
-            self.recipe,
-            self.data.shape,
-            len(self.data.classes),
-            len(examples),
-            self.session.device,
-            self.session.display,
-            self.folder / "training.json",
-            f"{self.row} shadow {self.number}",
-            full=self.row == FULL,
+        shape, classes, file = self.data.shape, len(self.data.classes), self.folder.parent / "training.json"
+        settled = self.session.training_chosen(
+            self.recipe, shape, classes, len(examples), file, self.row, full=self.row == FULL
         )
         trained = train_networks(
             examples,
