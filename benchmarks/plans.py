@@ -134,7 +134,7 @@ def _planned(name: str, changes: dict[str, Any], device: torch.device) -> tuple[
     works before have left the machine busy.
     """
     keys = [f"--{section}.{key}={value}" for section, held in changes.items() for key, value in held.items()]
-    program = "import sys; from condensate import cli, rates; rates.busy = lambda: False; cli.main(sys.argv[1:])"
+    program = "from condensate import __main__, rates; rates.busy = lambda: False; __main__.main()"
     command = [sys.executable, "-c", program, "plan", name, "--device", str(device), *keys]
     with TemporaryDirectory() as cache, patch.dict(os.environ, CONDENSATE_CACHE=cache):
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
