@@ -10,13 +10,14 @@ from typing import NoReturn
 
 
 def published(folder: str, device: str) -> object:
-    """All training images read item by item, then divided by class."""
+    """All training images read item by item, then divided by class; noise to learn and what updates it."""
     import torch
 
     from benchmarks.published import read_images
 
     real = [images.to(device) for images in read_images(Path(folder), (0.49, 0.48, 0.45), (0.2, 0.2, 0.2))]
-    return real, torch.randn(10, 3, 32, 32, device=device, requires_grad=True)
+    made = torch.randn(10, 3, 32, 32, device=device, requires_grad=True)
+    return real, made, torch.optim.SGD([made], lr=1.0, momentum=0.5)
 
 
 class Begun(BaseException):

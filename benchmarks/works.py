@@ -485,4 +485,4 @@ WORKS: dict[str, Callable[[Bench], Work]] = {
     "set-up": partial(first_episode, imports=False),
     "artefact": partial(artefact, ipc=50),
 }
-QUICK = ("dm-ipc1", "dc-ipc1", "scoring", "artefact")
+QUICK = ("dm-ipc1", "scoring", "artefact")
