@@ -230,6 +230,6 @@ def test_own__registered__a_recipe_names_it_and_says_what_it_lacks(monkeypatch):
     recipe = resolve("digits-lodm", {"objective": {"name": "brighter", "pull": 2.0}})
     cpu = torch.device("cpu")
     with pytest.raises(UserError, match=r"^Brighter does not say what an episode takes.* class method planned, as"):
-        settle_compute(recipe, (1, 8, 8), 10, 10, cpu)
+        settle_compute(recipe, (1, 8, 8), 10, 10, cpu, 1297)
     with pytest.raises(UserError, match=r"^Brighter does not say what an episode takes.* class method room, as"):
         peaks(recipe, (1, 8, 8), 10, 10, 10, None, cpu)
