@@ -127,7 +127,7 @@ class Session:
 
 def check_compiler(folder: Path, compiled: str, device: torch.device) -> None:
     """Refuse to go on here with what was begun with compiled programs where there is no compiler."""
-    if compiled in ("always", "tiles") and (lacks := lacking(device)):
+    if compiled == "always" and (lacks := lacking(device)):
         raise UserError(
             f"what is in {folder} was begun with compiled programs, which need {lacks}; go on where that is, or begin "
             "anew in another folder"

@@ -35,10 +35,10 @@ def settle_experts(recipe: Recipe, shape: Shape, classes: int, device: torch.dev
     if recipe.experts is None or recipe["compute"]["experts"] != "auto":
         return recipe
     trained = expert_compute(recipe, shape, classes, real, device)
-    return recipe.with_values(compute={"experts": said_of(trained)})
+    return recipe.with_values(compute={"experts": _said_of(trained)})
 
 
-def said_of(experts: Compute) -> str:
+def _said_of(experts: Compute) -> str:
     """How experts are trained, as ``compute.experts`` says it."""
     return "tiles" if experts.tiled else "always" if experts.compiled else "never"
 
