@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.optim import SGD
 
 from condensate.errors import UserError, unknown
 from condensate.objectives import Objective, Replayed
 from condensate.ranks import ALONE, Ranks
+from condensate.sgd import Sgd
 from condensate.synthetic import SyntheticDataset
 
 # On a GPU, looking at a loss waits for it: several episodes are looked at together, as many as begin in a second.
@@ -90,21 +90,20 @@ def condense(
     if momentum >= 1:
         raise UserError(f"momentum must be below 1, got {momentum}")
     learned, device = _learned(synthetic, lr, lr_labels, lr_step), synthetic.labels.device
-    optimizer = SGD([{"params": [tensor], "lr": rate} for tensor, rate in learned.values()], momentum=momentum)
-    for name, buffer in (velocity or {}).items():
-        optimizer.state[learned[name][0]]["momentum_buffer"] = buffer.clone()
-    share, watch = SCHEDULES[schedule], _Watch(synthetic, learned, optimizer, after, ranks)
+    optimizers = {name: Sgd([tensor], momentum=momentum) for name, (tensor, _) in learned.items()}
+    for name, past in (velocity or {}).items():
+        optimizers[name].velocities = [past.clone()]
+    share, watch = SCHEDULES[schedule], _Watch(synthetic, learned, optimizers, after, ranks)
     matched = Replayed(objective) if replay and device.type == "cuda" and objective.recordable else objective
     try:
         for number in range(start, episodes):
-            for group, (_, rate) in zip(optimizer.param_groups, learned.values(), strict=True):
-                group["lr"] = rate * share(number / episodes)
             losses, outside = [], torch.zeros((), dtype=torch.int64, device=device)
             for loss in matched.episode(synthetic, number):
                 ranks.sum_gradients_([tensor for tensor, _ in learned.values()], loss)
                 losses.append(loss)
-                optimizer.step()
-                optimizer.zero_grad()
+                for name, (_, rate) in learned.items():
+                    optimizers[name].step(rate * share(number / episodes))
+                    optimizers[name].zero_grad()
                 projected = synthetic.project_()
                 if projected is not None:
                     outside += projected
@@ -143,11 +142,11 @@ class _Watch:
         self,
         synthetic: SyntheticDataset,
         learned: Learned,
-        optimizer: SGD,
+        optimizers: dict[str, Sgd],
         after: Callable[[Progress], None] | None,
         ranks: Ranks,
     ) -> None:
-        self.synthetic, self.learned, self.optimizer, self.after = synthetic, learned, optimizer, after
+        self.synthetic, self.learned, self.optimizers, self.after = synthetic, learned, optimizers, after
         self.most, self.ranks = LOOKED_AT_TOGETHER.get(synthetic.labels.device.type, 1), ranks
         self.together = self.most if ranks.world == 1 else 1
         self.pending: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -173,11 +172,12 @@ class _Watch:
 
     def velocity(self) -> dict[str, Tensor]:
         """Momentum of all that is learned, as far as there is any."""
-        state = self.optimizer.state
-        found = {
-            name: state[tensor].get("momentum_buffer") for name, (tensor, _) in self.learned.items() if tensor in state
+        return {
+            name: velocity.clone()
+            for name, optimizer in self.optimizers.items()
+            for velocity in optimizer.velocities
+            if velocity is not None
         }
-        return {name: buffer.detach().clone() for name, buffer in found.items() if buffer is not None}
 
 
 def _check_finite(losses: list[float], number: int, learned: Learned) -> None:

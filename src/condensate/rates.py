@@ -19,6 +19,7 @@ from condensate.data.cache import folder as cache_folder
 from condensate.parameterizations import Shape
 from condensate.recipe import Recipe
 from condensate.records import processor
+from condensate.sgd import Sgd
 from condensate.streams import Streams
 from condensate.training import scored_at_once
 
@@ -103,13 +104,13 @@ def _measure(recipe: Recipe, shape: Shape, classes: int, batch: int, device: tor
         net(images.clone().requires_grad_()).sum().backward()
         net.zero_grad()
 
-    optimizer = torch.optim.SGD(net.parameters(), 1e-6, fused=True)
+    optimizer = Sgd(net.parameters(), fused=True)
     augment = assemble.training_augment(recipe)
     generator = Streams(0, device)("rates")
 
     def training() -> None:
         cross_entropy(net(augment.unpaired(few, generator)), labels).backward()
-        optimizer.step()
+        optimizer.step(1e-6)
         optimizer.zero_grad()
 
     gain, low_gain = 1.0, 1.0

@@ -7,7 +7,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
-from torch.optim import SGD
 
 from condensate.allocation import give_back_free_memory
 from condensate.errors import UserError
@@ -15,6 +14,7 @@ from condensate.examples import Examples, Held, ReadAhead
 from condensate.losses import MeanLoss
 from condensate.networks import Network
 from condensate.recording import Repeated
+from condensate.sgd import Sgd
 from condensate.together import Together
 
 # Of batches of a size; a training on a GPU of fewer does not record a step to replay it: that takes some thirty.
@@ -97,9 +97,9 @@ def fit(
     loss = loss or MeanLoss(network)
     if loss.network is not network:
         raise ValueError("the loss is another network's: make it of the one that is trained, MeanLoss(network, ...)")
-    optimizer = SGD(network.parameters(), lr, momentum, weight_decay=weight_decay, fused=True)
+    optimizer = Sgd(network.parameters(), momentum=momentum, weight_decay=weight_decay, fused=True)
     before = bookmark.last() if bookmark else None
-    sizes = _batch_sizes(len(examples), batch, joined=join_last and network.batch_statistics)
+    rate, sizes = lr, _batch_sizes(len(examples), batch, joined=join_last and network.batch_statistics)
 
     def step(index: Tensor) -> Tensor:
         optimizer.zero_grad()
@@ -108,7 +108,7 @@ def fit(
             images, labels = _beside_remembered(images, labels, replay, generators[0])
         seen = augment.unpaired(images, *generators) if augment else images
         value = loss.add_gradient(seen, labels, len(generators))
-        optimizer.step()
+        optimizer.step(rate)
         return value
 
     often = {size * len(generators) for size in sizes if epochs * sizes.count(size) >= STEPS_RECORDED}
@@ -117,11 +117,10 @@ def fit(
     try:
         for epoch in range(_restored(before, network, optimizer, generators) if before else 0, epochs):
             network.train()
-            rate = lr * 0.1 if drop and epoch >= epochs // 2 else lr
-            if recorded and rate != optimizer.param_groups[0]["lr"]:
+            past, rate = rate, lr * 0.1 if drop and epoch >= epochs // 2 else lr
+            if recorded and rate != past:
                 optimizer.zero_grad()  # gradients lie in the recording's memory
                 recorded.anew()
-            optimizer.param_groups[0]["lr"] = rate
             batches = _shuffled(sizes, generators)
             if isinstance(examples, ReadAhead):
                 examples.expect(batches)
@@ -172,26 +171,25 @@ def _recordable(examples: Examples, replay: Examples | None, generators: Sequenc
 
 
 def _state(
-    network: Network | Together, optimizer: SGD, generators: Sequence[torch.Generator], epochs: int
+    network: Network | Together, optimizer: Sgd, generators: Sequence[torch.Generator], epochs: int
 ) -> dict[str, Tensor]:
     """All that decides how a training goes on after so many epochs."""
     state = {f"network.{name}": value.detach() for name, value in _tensors(network).items()}
-    for number, parameter in enumerate(network.parameters()):
-        state[f"momentum.{number}"] = optimizer.state[parameter]["momentum_buffer"]
+    state |= {f"momentum.{number}": past for number, past in enumerate(optimizer.velocities) if past is not None}
     state |= {f"generator.{number}": own.get_state() for number, own in enumerate(generators)}
     return state | {"epochs": torch.tensor(epochs)}
 
 
 @torch.no_grad()
 def _restored(
-    state: dict[str, Tensor], network: Network | Together, optimizer: SGD, generators: Sequence[torch.Generator]
+    state: dict[str, Tensor], network: Network | Together, optimizer: Sgd, generators: Sequence[torch.Generator]
 ) -> int:
     """Put a state back; the epochs that went before it."""
     for name, value in _tensors(network).items():
         value.copy_(state[f"network.{name}"])
     for number, parameter in enumerate(network.parameters()):
-        buffer = torch.empty_like(parameter)  # laid out as the parameter is, which the fused step relies on
-        optimizer.state[parameter]["momentum_buffer"] = buffer.copy_(state[f"momentum.{number}"])
+        if (past := state.get(f"momentum.{number}")) is not None:
+            optimizer.velocities[number] = torch.empty_like(parameter).copy_(past)  # laid out alike, as fused needs
     for number, own in enumerate(generators):
         own.set_state(state[f"generator.{number}"].cpu())
     return int(state["epochs"])
