@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import scaling
+from benchmarks import scaling, several
 from benchmarks.measure import AROUND, KINDS
 from condensate.atomic import replacing
 from condensate.console import size
@@ -61,7 +61,7 @@ def add(report: Row, folder: Path = EVIDENCE) -> Path:
     said = _origin(report)
     for name in (name for name in KINDS_OF_MACHINE if name.removesuffix("-2") == kind(report)):
         file = folder / f"benchmark-{name}.json"
-        kept = json.loads(file.read_text()) if file.is_file() else report | {"rows": []}
+        kept = _held(file) or report | {"rows": []}
         held = _origin(kept)
         if held["machine"] == said["machine"]:
             break
@@ -114,9 +114,10 @@ def steps(rows: Sequence[Row]) -> list[Sequence[str]]:
 
 def empty(folder: Path, measured: Sequence[Row] = ()) -> list[Sequence[str]]:
     """The other work that was measured on a CPU, in visibly empty lines."""
-    file, done = folder / "benchmark-cpu.json", {row["work"] for row in measured}
-    rows = json.loads(file.read_text())["rows"] if file.is_file() else []
-    works = sorted({row["work"] for row in rows if row["seconds"]} - done)
+    done = {row["work"] for row in measured}
+    works = sorted(
+        {row["work"] for row in _held(folder / "benchmark-cpu.json").get("rows", []) if row["seconds"]} - done
+    )
     return [(work, *[""] * (len(STEPS) - 1)) for work in works]
 
 
@@ -151,23 +152,32 @@ def tables(folder: Path = EVIDENCE) -> dict[str, str]:
     """Markdown by the name in a marker: from the evidence a kind of machine, its profile and its plan; scaling."""
     found = {}
     for machine in KINDS_OF_MACHINE:
-        file = folder / f"benchmark-{machine}.json"
-        held = json.loads(file.read_text()) if file.is_file() else {"rows": []}
-        rows = held["rows"]
+        held = _held(folder / f"benchmark-{machine}.json")
+        rows = held.get("rows", [])
         unmeasured = empty(folder, rows) if machine == "cuda" else []
         told = _told(held) if rows else NOT_MEASURED
         found[machine] = f"{_markdown([*steps(rows), *unmeasured])}\n{told}"
         for what, lines in (("profile", profiled(rows)), ("plan", planned(rows))):
             found[f"{machine}-{what}"] = _markdown(lines) if lines[1:] else NOT_MEASURED
+    if held := _held(folder / "several-cpu.json"):
+        made = f"{held['machine']['processor']}, torch {held['versions']['torch']}, commit {held['commit']}"
+        found["several"] = f"{_markdown(several.table(held['rows']))}\n{made}.\n"
+    else:
+        found["several"] = NOT_MEASURED
     return found | {"scaling": _markdown(scaling.table()), "summary": _markdown(summary(folder))}
+
+
+def _held(file: Path) -> Row:
+    """Evidence as far as there is any."""
+    held: Row = json.loads(file.read_text()) if file.is_file() else {}
+    return held
 
 
 def summary(folder: Path = EVIDENCE) -> list[Sequence[str]]:
     """How many times faster than the published way, by work and machine; empty where it was not measured."""
     faster: dict[str, dict[str, str]] = {}
     for head, machine, way in SUMMARY:
-        file = folder / f"benchmark-{machine}.json"
-        for row in json.loads(file.read_text())["rows"] if file.is_file() else ():
+        for row in _held(folder / f"benchmark-{machine}.json").get("rows", []):
             if row["way"] == way:
                 faster.setdefault(row["work"], {})[head] = f"{row['times_faster']:.1f}"
     heads = [head for head, *_ in SUMMARY]

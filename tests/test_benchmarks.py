@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import __main__ as program
-from benchmarks import apart, compiling, pages, plans, published, scaling, works
+from benchmarks import apart, compiling, pages, plans, published, scaling, several, works
 from benchmarks.apart import Apart
 from benchmarks.measure import AROUND, KINDS, Way, Work, measure, peak_bytes, resident, shares, warm
 from benchmarks.works import QUICK, WORKS, Bench
@@ -252,6 +252,40 @@ def test_compiling__first_time_less_the_second_by_that_compiler(monkeypatch: pyt
     assert seen == [ours, ours]
 
 
+def test_several__numbers_of_processes_take_turns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    asked: list[int] = []
+
+    def started(name: str, processes: int) -> dict[str, float]:
+        asked.append(processes)
+        return {"seconds": len(asked), "computed": 6.0 / processes, "summed": 10, "written": processes}
+
+    monkeypatch.setattr(several, "started", started)
+    file = tmp_path / "several.json"
+    monkeypatch.setattr(sys, "argv", ["several", "LoDM, digits", "--rounds", "2", "--json", str(file)])
+    several.main()
+    assert asked == [1, 2, 3, 1, 2, 3]
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["seconds"] for row in rows] == [[1, 4], [2, 5], [3, 6]]
+    assert [line[-3] for line in several.table(rows)[1:]] == ["1.00", "2.00", "3.00"]
+
+
+def test_several__one_process__sends_nothing(monkeypatch: pytest.MonkeyPatch):
+    recipe, changes, shape, _ = several.WORKS["LoDM, digits"]
+    monkeypatch.setitem(several.WORKS, "LoDM, digits", (recipe, changes, shape, 2))
+    found = several.one("LoDM, digits")
+    assert (found["summed"], found["written"]) == (4 * (10 * 8 * 8 + 1), 0)
+    assert found["seconds"] > 0
+
+
+@pytest.mark.slow
+def test_several__two_processes__each_computes_less_and_the_sum_goes_between():
+    alone, both = (several.started("LoDM, digits", processes) for processes in (1, 2))
+    assert alone["summed"] == both["summed"]
+    assert alone["written"] == 0
+    assert both["summed"] <= both["written"] < 3 * both["summed"]
+    assert both["computed"] < 0.9 * alone["computed"]
+
+
 def test_names__quick_ones_are_among_them():
     assert set(QUICK) < set(WORKS)
     assert not set(plans.PLANS) & set(WORKS)
@@ -343,7 +377,7 @@ def test_pages__hold_what_the_evidence_says():
         marked += [found["what"] for found in pages.MARKED.finditer(text)]
         assert len(pages.MARKED.findall(text)) == text.count("<!-- benchmark: ")
         assert pages.insert(text, pages.tables()) == text, "renew it: python -m benchmarks.pages"
-    assert set(marked) >= {*pages.KINDS_OF_MACHINE, "cpu-profile", "cpu-plan", "scaling", "summary"}
+    assert set(marked) >= {*pages.KINDS_OF_MACHINE, "cpu-profile", "cpu-plan", "scaling", "several", "summary"}
 
 
 def test_plan__says_whether_it_was_near_enough():

@@ -153,9 +153,9 @@ def test_example__own_objective(tmp_path):
 
 
 def test_example__several_processes(tmp_path):
-    program = [sys.executable, str(ROOT / "examples" / "several_processes.py"), "dm", "1", "8", "1"]
+    program = [sys.executable, str(ROOT / "examples" / "several_processes.py"), "1", "8", "1"]
     done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert "dm, 1 processes: " in done.stdout
+    assert "80 images, condensed by 1 processes" in done.stdout
 
 
 def test_example__own_loop(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ ROOT = Path(condensate.__file__).parent
 
 LAYERS = [
     {"errors", "ending", "collecting", "allocation"},
-    {"atomic", "capabilities", "lanes", "compiler"},
+    {"atomic", "capabilities", "lanes", "compiler", "sgd"},
     {"streams", "whitening", "ranks", "recording", "compute"},
     {"augment", "classic", "networks"},
     {"examples", "together"},

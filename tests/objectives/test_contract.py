@@ -43,10 +43,15 @@ STORAGES = [
 
 @pytest.fixture(params=SHAPES, ids=str)
 def data(request):
+    return data_of(request.param)
+
+
+def data_of(shape):
+    """Twelve images of each of three classes, lighter and lighter."""
     generator = Streams(0)("images")
     labels = torch.arange(3).repeat(12)
     levels = torch.tensor([40, 120, 200])[labels].view(-1, 1, 1, 1)
-    noise = torch.randint(-40, 40, (36, *request.param), generator=generator)
+    noise = torch.randint(-40, 40, (36, *shape), generator=generator)
     images = (levels + noise).to(torch.uint8)
     return from_arrays(images, labels, images, labels)
 

@@ -7,12 +7,17 @@ from condensate import Replayed, Streams, UserError
 from condensate.objectives import OBJECTIVES
 from condensate.recording import BEFORE
 from condensate.streams import HeldStreams
-from tests.objectives.test_contract import MATCHED, STORAGES, data, parts  # noqa: F401 (a fixture)
+from tests.objectives.test_contract import MATCHED, STORAGES, data_of, parts
 from tests.recorded import Recorded, recorder
 
-OPTIONS = {"dc": {"outer_loop": 1}, "mtt": {"experts_per_step": 2}}
+OPTIONS = {"dc": {"outer_loop": 1}, "mtt": {"experts_per_step": 2, "syn_steps": 2}}
 RECORDED = [name for name, cls in OBJECTIVES.items() if not cls.private]
 EPISODES = range(3, 8)
+
+
+@pytest.fixture
+def data():
+    return data_of((3, 6, 10))
 
 
 def condensed(synthetic, matching):
@@ -33,7 +38,7 @@ def condensed(synthetic, matching):
 
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("objective", RECORDED)
-def test_episode__replayed__is_that_of_the_objective(objective, storage, data):  # noqa: F811
+def test_episode__replayed__is_that_of_the_objective(objective, storage, data):
     (losses, stored), (again, others) = (
         condensed(synthetic, matching if plain else Replayed(matching, recorder))
         for plain in (True, False)
@@ -45,7 +50,7 @@ def test_episode__replayed__is_that_of_the_objective(objective, storage, data): 
 
 
 @pytest.mark.parametrize("objective", RECORDED)
-def test_episode__recorded_and_replayed__adds_to_what_is_there(objective, data):  # noqa: F811
+def test_episode__recorded_and_replayed__adds_to_what_is_there(objective, data):
     found = []
     for plain in (True, False):
         synthetic, matching = parts(objective, "pixels", data, **OPTIONS.get(objective, {}))
@@ -58,7 +63,7 @@ def test_episode__recorded_and_replayed__adds_to_what_is_there(objective, data):
 
 
 @pytest.mark.parametrize("objective", RECORDED)
-def test_episode__replayed_twice__adds_up(objective, data):  # noqa: F811
+def test_episode__replayed_twice__adds_up(objective, data):
     found = []
     for plain in (True, False):
         synthetic, matching = parts(objective, "pixels", data, **OPTIONS.get(objective, {}))
@@ -74,7 +79,7 @@ def test_episode__replayed_twice__adds_up(objective, data):  # noqa: F811
 
 
 @pytest.mark.parametrize("objective", RECORDED)
-def test_episode__once_recorded__asks_nothing_of_the_objective(objective, data, monkeypatch):  # noqa: F811
+def test_episode__once_recorded__asks_nothing_of_the_objective(objective, data, monkeypatch):
     synthetic, matching = parts(objective, "pixels", data, **OPTIONS.get(objective, {}))
     replays = []
     monkeypatch.setattr(Recorded, "replay", lambda self: replays.append(len(self.noted)))
@@ -87,7 +92,7 @@ def test_episode__once_recorded__asks_nothing_of_the_objective(objective, data, 
     assert min(replays[3:]) > 50
 
 
-def test_episode__of_several_updates__one_recording_each(data):  # noqa: F811
+def test_episode__of_several_updates__one_recording_each(data):
     (losses, stored), (again, others) = (
         condensed(synthetic, matching if plain else Replayed(matching, recorder))
         for plain in (True, False)
@@ -99,7 +104,7 @@ def test_episode__of_several_updates__one_recording_each(data):  # noqa: F811
 
 
 @pytest.mark.parametrize("objective", ["dc", "dm-private"])
-def test_episode__where_the_host_takes_part__is_never_recorded(objective, data):  # noqa: F811
+def test_episode__where_the_host_takes_part__is_never_recorded(objective, data):
     synthetic, matching = parts(objective, "pixels", data)
     assert not matching.recordable
 
@@ -109,7 +114,7 @@ def test_episode__where_the_host_takes_part__is_never_recorded(objective, data):
     condensed(synthetic, Replayed(matching, refuse))
 
 
-def test_episode__that_cannot_be_recorded__runs_as_it_is_and_says_so(data):  # noqa: F811
+def test_episode__that_cannot_be_recorded__runs_as_it_is_and_says_so(data):
     def failing(device):
         def record(work, generators):
             work()
@@ -126,7 +131,7 @@ def test_episode__that_cannot_be_recorded__runs_as_it_is_and_says_so(data):  # n
     assert all(torch.equal(one, other) for one, other in zip(stored, others, strict=True))
 
 
-def test_episode__of_another_set__is_recorded_anew(data):  # noqa: F811
+def test_episode__of_another_set__is_recorded_anew(data):
     synthetic, matching = parts("dm", "pixels", data)
     other, _ = parts("dm", "lowrank", data)
     both = Replayed(matching, recorder)
@@ -135,7 +140,7 @@ def test_episode__of_another_set__is_recorded_anew(data):  # noqa: F811
     assert losses == condensed(*parts("dm", "lowrank", data))[0]
 
 
-def test_episode__of_a_wrong_set__refused_as_by_the_objective(data):  # noqa: F811
+def test_episode__of_a_wrong_set__refused_as_by_the_objective(data):
     synthetic, matching = parts("mtt", "pixels", data)
     synthetic.step_size = None
     with pytest.raises(UserError, match="step size"):
