@@ -213,7 +213,8 @@ def main() -> None:
         if options.json:  # after each, for a run that is stopped
             options.json.parent.mkdir(parents=True, exist_ok=True)
             asked = {"quick": options.quick, "kept_memory": options.keep_memory}
-            content = {"real_images": options.data is not None, **asked, **environment(bench.device)}
+            images = "CIFAR-10, other shapes at random" if options.data else "at random"
+            content = {"images": images, **asked, **environment(bench.device)}
             options.json.write_text(json.dumps(content | {"rows": rows}, indent=1) + "\n")
     networks = f"ConvNets of width {bench.width}, {bench.batch_real} real images a class"
     show_table(f"{networks}, {torch.get_num_threads()} threads", COLUMNS, [shown(row) for row in rows])

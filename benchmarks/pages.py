@@ -30,16 +30,17 @@ PLANNED = (
         for how in ("planned", "measured", "ratio")
     ),
 )
-# What the table at the top shows: a column's head, whose evidence, and which way of it.
+# What the table at the top shows: a column's head, whose evidence, and which ways of it; "ours" where there is but one.
+DIRECTLY = "ours, float32", "ours"
 SUMMARY = (
-    ("A: AVX-512, bfloat16", "cpu", "ours, bfloat16"),
-    ("A, float32", "cpu", "ours, float32"),
-    ("B: AVX2, on tiles", "cpu-float32-2", "ours, float32 on tiles"),
-    ("B, directly", "cpu-float32-2", "ours, float32"),
-    ("C: AVX2, on tiles", "cpu-float32", "ours, float32 on tiles"),
-    ("C, directly", "cpu-float32", "ours, float32"),
-    ("H200, bfloat16", "cuda", "ours, bfloat16"),
-    ("H200, float32", "cuda", "ours, float32"),
+    ("A: AVX-512, bfloat16", "cpu", ("ours, bfloat16",)),
+    ("A, float32", "cpu", DIRECTLY),
+    ("B: AVX2, on tiles", "cpu-float32-2", ("ours, float32 on tiles",)),
+    ("B, directly", "cpu-float32-2", DIRECTLY),
+    ("C: AVX2, on tiles", "cpu-float32", ("ours, float32 on tiles",)),
+    ("C, directly", "cpu-float32", DIRECTLY),
+    ("H200, bfloat16", "cuda", ("ours, bfloat16",)),
+    ("H200, float32", "cuda", DIRECTLY),
 )
 # The factors that ``plan`` is held to. Of condensing alone half the memory is the compiler's and differs each time.
 WITHIN = {"episode_seconds": 2.0, "evaluation_seconds_a_network": 2.0, "bytes": 1.25, "condense_bytes": 1.6}
@@ -149,19 +150,22 @@ def profiled(rows: Sequence[Row]) -> list[Sequence[str]]:
 
 
 def tables(folder: Path = EVIDENCE) -> dict[str, str]:
-    """Markdown by the name in a marker: from the evidence a kind of machine, its profile and its plan; scaling."""
+    """Markdown by the name in a marker: a kind of machine, its profile and its plan; several processes; scaling."""
     found = {}
     for machine in KINDS_OF_MACHINE:
         held = _held(folder / f"benchmark-{machine}.json")
         rows = held.get("rows", [])
         unmeasured = empty(folder, rows) if machine == "cuda" else []
-        told = _told(held) if rows else NOT_MEASURED
+        told = _told(held, rows) if rows else NOT_MEASURED
         found[machine] = f"{_markdown([*steps(rows), *unmeasured])}\n{told}"
-        for what, lines in (("profile", profiled(rows)), ("plan", planned(rows))):
-            found[f"{machine}-{what}"] = _markdown(lines) if lines[1:] else NOT_MEASURED
-    if held := _held(folder / "several-cpu.json"):
-        made = f"{held['machine']['processor']}, torch {held['versions']['torch']}, commit {held['commit']}"
-        found["several"] = f"{_markdown(several.table(held['rows']))}\n{made}.\n"
+        for what, key, show in (("profile", "profile", profiled), ("plan", "planned", planned)):
+            some = [row for row in rows if row.get(key)]
+            made = f"{_markdown(show(some))}\n{_told(held, some)}" if some else NOT_MEASURED
+            found[f"{machine}-{what}"] = made
+    processes = _held(folder / "several-cpu.json")
+    if processes:
+        made = _made(processes, [processes["commit"]])
+        found["several"] = f"{_markdown(several.table(processes['rows']))}\n{made}.\n"
     else:
         found["several"] = NOT_MEASURED
     return found | {"scaling": _markdown(scaling.table()), "summary": _markdown(summary(folder))}
@@ -176,27 +180,36 @@ def _held(file: Path) -> Row:
 def summary(folder: Path = EVIDENCE) -> list[Sequence[str]]:
     """How many times faster than the published way, by work and machine; empty where it was not measured."""
     faster: dict[str, dict[str, str]] = {}
-    for head, machine, way in SUMMARY:
+    for head, machine, ways in SUMMARY:
         for row in _held(folder / f"benchmark-{machine}.json").get("rows", []):
-            if row["way"] == way:
+            if row["way"] in ways:
                 faster.setdefault(row["work"], {})[head] = f"{row['times_faster']:.1f}"
     heads = [head for head, *_ in SUMMARY]
     return [("work", *heads), *((work, *(faster[work].get(head, "") for head in heads)) for work in sorted(faster))]
 
 
-def _told(held: Row) -> str:
-    """Of what machine and commits the rows are."""
-    rows = held["rows"]
-    processor = held["machine"]["processor"] if held["device"] == "cpu" else held["device"]
-    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
+def _told(held: Row, rows: Sequence[Row]) -> str:
+    """Of what machine and commits rows are, and how fast it multiplied matrices beside them."""
+    made = _made(held, [row["commit"] for row in rows])
     rates = [row["matrix_rates"] for row in rows if "matrix_rates" in row]
     spans = [
         f"{min(seen):,.0f} to {max(seen):,.0f} GFLOP/s in {name}"
         for name in ("float32", "bfloat16")
         if (seen := [rate[name] / 1e9 for rate in rates if name in rate])
     ]
-    made = f"{processor}, {held['machine']['threads']} threads, torch {held['versions']['torch']}, commits {commits}"
-    return f"{made} (row by row in the evidence). Products: {'; '.join(spans)}.\n"
+    products = f" Products: {'; '.join(spans)}." if spans else ""
+    return f"{made} (row by row in the evidence).{products}\n"
+
+
+def _made(held: Row, commits: Sequence[str]) -> str:
+    """Machine, PyTorch and commits of what was measured."""
+    processor, threads = (
+        held["machine"]["processor"] if held["device"] == "cpu" else held["device"],
+        held["machine"]["threads"],
+    )
+    named = ", ".join(dict.fromkeys(commits))
+    said = f"{threads} thread{'s' * (threads > 1)}, torch {held['versions']['torch']}"
+    return f"{processor}, {said}, commit{'s' * (',' in named)} {named}"
 
 
 def insert(text: str, found: dict[str, str]) -> str:

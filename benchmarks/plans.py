@@ -20,6 +20,7 @@ from condensate.allocation import keep_freed_memory
 from condensate.evaluation import train_networks
 from condensate.planning import Plan, plan
 from condensate.recipe import Recipe
+from condensate.sgd import Sgd
 from condensate.sheets import resolve
 from condensate.streams import Streams
 from condensate.training import accuracy
@@ -60,13 +61,13 @@ def check(name: str, device: torch.device) -> dict[str, Any]:
     )
     synthetic = assemble.start(recipe, data, streams)
     matching = _matching(recipe, data, streams, device)
-    optimizer = torch.optim.SGD(synthetic.parameterization.parameters(), 1e-6, 0.5)
+    optimizer = Sgd(synthetic.parameterization.parameters(), momentum=0.5)
     taken: list[float] = []
     long = expected.condense_seconds / recipe.condense.episodes > 60
     for number in range(1 if long else EPISODES):
         began = time.perf_counter()
         for _ in matching.episode(synthetic, number):
-            optimizer.step()
+            optimizer.step(1e-6)
             optimizer.zero_grad()
         _wait(device)
         taken.append(time.perf_counter() - began)

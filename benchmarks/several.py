@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from condensate import assemble, condense, settling
+from condensate.atomic import replacing
 from condensate.console import show_table
 from condensate.ranks import Ranks
 from condensate.records import environment
@@ -25,19 +26,28 @@ from condensate.streams import Streams
 
 Row = dict[str, Any]
 
-# Each with its recipe, what is changed of it, the shape of its images, and how many episodes are measured.
-WORKS: dict[str, tuple[str, dict[str, Any], tuple[int, int, int], int]] = {
-    "LoDM, CIFAR-10, IPC 10": ("cifar10-lodm-ipc10", {}, (3, 32, 32), 3),
-    "LoDSA, CIFAR-10, IPC 10, one match": (
+# What each is, its recipe, what is changed of it, the shape of its images, and how many episodes are measured.
+WORKS: dict[str, tuple[str, str, dict[str, Any], tuple[int, int, int], int]] = {
+    "lodm": ("LoDM, CIFAR-10's shape, IPC 10", "cifar10-lodm-ipc10", {}, (3, 32, 32), 3),
+    "lodsa": (
+        "LoDSA, the same, one match an episode",
         "cifar10-lodsa-ipc10",
         {"objective": {"outer_loop": 1, "inner_loop": 1}},
         (3, 32, 32),
         3,
     ),
-    "LoDM, digits": ("digits-lodm", {}, (1, 8, 8), 100),
+    "digits": ("LoDM, the digits' shape, IPC 1", "digits-lodm", {}, (1, 8, 8), 100),
 }
 PROCESSES = (1, 2, 3)
-HEAD = ("work", "processes", "seconds an episode", "computed by the busiest", "times less", "to sum", "written by one")
+HEAD = (
+    "work",
+    "processes",
+    "seconds an episode",
+    "computed by the busiest",
+    "times less computed",
+    "bytes to sum",
+    "bytes written by one",
+)
 ANSWER = "answer: "
 
 
@@ -49,9 +59,11 @@ def sent() -> int:
 
 def one(name: str) -> Row:
     """A piece of work in this process and those that were started with it; the first episode is not counted."""
-    recipe_name, changes, shape, episodes = WORKS[name]
-    recipe, device = resolve(recipe_name, {**changes, "compute": {"compile": "never"}}), torch.device("cpu")
-    with Ranks.of_torchrun().joined() as ranks:
+    _, recipe_name, changes, shape, episodes = WORKS[name]
+    plainly = {"compute": {"compile": "never", "precision": "float32"}}
+    recipe, device = resolve(recipe_name, {**changes, **plainly}), torch.device("cpu")
+    ranks = Ranks.of_torchrun()
+    with ranks.joined():
         data, streams = assemble.random_data(shape, device, classes=10, each=300), Streams(0)
         synthetic = assemble.start(recipe, data, streams)
         compute = settling.compute(recipe, shape, device)
@@ -69,7 +81,10 @@ def one(name: str) -> Row:
         busiest, most = (max(each) for each in zip(*ranks.gather((busy, wrote)), strict=True))
     numbers = sum(parameter.numel() for parameter in synthetic.parameterization.parameters())
     summed = 4 * (numbers + 1)  # the loss goes with them
-    return {"seconds": took, "computed": busiest, "summed": summed, "written": most if ranks.world > 1 else 0}
+    found = {"seconds": took, "computed": busiest, "summed": summed, "written": most}
+    if ranks.first:
+        print(f"{ANSWER}{json.dumps(found)}", flush=True)
+    return found
 
 
 def started(name: str, processes: int) -> Row:
@@ -77,12 +92,13 @@ def started(name: str, processes: int) -> Row:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [*launcher, "-m", "benchmarks.several", "--one", name]
     said = run(command, check=True, stdout=PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}).stdout
-    found: Row = json.loads(next(line for line in said.splitlines() if line.startswith(ANSWER)).removeprefix(ANSWER))
+    *_, answer = said.split(ANSWER)
+    found: Row = json.loads(answer)
     return found
 
 
 def table(rows: Sequence[Row]) -> list[Sequence[str]]:
-    """Medians, and ranges, of all rounds; how many times less is told of what the busiest process computed."""
+    """Medians, and ranges, of all rounds."""
     lines: list[Sequence[str]] = [HEAD]
     last, alone = "", 0.0
     for row in rows:
@@ -95,8 +111,8 @@ def table(rows: Sequence[Row]) -> list[Sequence[str]]:
                 f"{median(seconds):.3g} ({min(seconds):.3g} .. {max(seconds):.3g})",
                 f"{computed:.3g} s",
                 f"{alone / computed:.2f}",
-                f"{row['summed']:,} bytes",
-                f"{row['written']:,.0f}",
+                f"{row['summed']:,}",
+                "" if row["written"] is None else f"{row['written']:,.0f}",
             )
         )
         last = row["work"]
@@ -114,9 +130,7 @@ def main() -> None:
     if unknown := set(options.works) - set(WORKS):
         parser.error(f"no piece of work is called {', '.join(sorted(unknown))}; there are {'; '.join(WORKS)}")
     if options.one:
-        found = one(options.works[0])
-        if os.environ.get("RANK", "0") == "0":
-            print(f"{ANSWER}{json.dumps(found)}", flush=True)
+        one(options.works[0])
         return
     rows: list[Row] = []
     for work in options.works:
@@ -124,11 +138,12 @@ def main() -> None:
         for processes, turns in zip(PROCESSES, zip(*rounds, strict=True), strict=True):
             row: Row = {key: [turn[key] for turn in turns] for key in ("seconds", "computed")}
             same = {"summed": turns[0]["summed"], "written": median(turn["written"] for turn in turns)}
-            rows.append({"work": work, "processes": processes, **row, **same})
-        if options.json:
-            content = environment(torch.device("cpu"))
-            content["machine"]["threads"] = "one a process"
-            options.json.write_text(json.dumps({**content, "rows": rows}, indent=1) + "\n")
+            rows.append({"work": WORKS[work][0], "processes": processes, **row, **same})
+        if options.json:  # after each, for a run that is stopped
+            torch.set_num_threads(1)  # as each process has
+            about = {key: held for key, held in environment(torch.device("cpu")).items() if key != "processes"}
+            with replacing(options.json) as part:
+                part.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
     head, *lines = table(rows)
     show_table("several processes on this machine, one thread each", list(head), [list(line) for line in lines])
 

@@ -153,9 +153,10 @@ def test_example__own_objective(tmp_path):
 
 
 def test_example__several_processes(tmp_path):
-    program = [sys.executable, str(ROOT / "examples" / "several_processes.py"), "1", "8", "1"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    program = [*launcher, str(ROOT / "examples" / "several_processes.py"), "1", "8", "1"]
     done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert "80 images, condensed by 1 processes" in done.stdout
+    assert done.stdout.splitlines() == ["80 images, condensed by 2"]
 
 
 def test_example__own_loop(tmp_path, monkeypatch):

@@ -287,7 +287,11 @@ def test_together__more_than_a_group__groups_are_even_and_stay_so_where_it_goes_
 @pytest.mark.slow
 @pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="no C++ compiler")
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("way", [{"together": 10}, {"compute": Compute(compiled=True)}], ids=["together", "compiled"])
+@pytest.mark.parametrize(
+    "way",
+    [{"together": 10}, {"compute": Compute(compiled=True)}, {"together": 10, "compute": Compute(compiled=True)}],
+    ids=["together", "compiled", "both"],
+)
 def test_way__scores_are_distributed_as_one_by_one(way: dict[str, Any]):
     """Of 20 networks on 10 digits a class: each is near itself alone, mean and spread are those one by one."""
     data = condensate.load_data("digits")

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from condensate.sgd import Sgd
+from condensate import UserError
+from condensate.sgd import Sgd, check
 
 EAGER = """
 import sys
@@ -17,10 +18,12 @@ print("torch._dynamo" in sys.modules)
 """
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize(("momentum", "decay"), [(0.0, 0.0), (0.5, 0.0), (0.9, 5e-4)])
-def test_step__is_that_of_pytorch(momentum: float, decay: float, fused: bool):
-    theirs = [torch.randn(4, 3, requires_grad=True), torch.randn(5, requires_grad=True)]
+def test_step__is_that_of_pytorch(momentum: float, decay: float, fused: bool, device: str):
+    generator = torch.Generator().manual_seed(0)
+    theirs = [torch.randn(shape, generator=generator).to(device).requires_grad_() for shape in ((4, 3), (5,))]
     ours = [tensor.detach().clone().requires_grad_() for tensor in theirs]
     other = torch.optim.SGD(theirs, 0.1, momentum, weight_decay=decay, fused=fused)
     own = Sgd(ours, momentum=momentum, weight_decay=decay, fused=fused)
@@ -58,6 +61,13 @@ def test_step__leaves_what_has_no_gradient():
     assert torch.equal(kept, torch.ones(2))
     assert optimizer.velocities[0] is None
     assert (moved < 1).all()
+
+
+@pytest.mark.parametrize("wrong", [{"momentum": 1.0}, {"momentum": -0.1}, {"lr": -0.1}, {"weight_decay": float("nan")}])
+def test_check__numbers_without_a_meaning__refused(wrong: dict[str, float]):
+    check(**{"momentum": 0.9, "lr": 0.0, "weight_decay": 5e-4})
+    with pytest.raises(UserError, match=f"{next(iter(wrong))} must be"):
+        check(**{"momentum": 0.9, **wrong})
 
 
 def test_run__nothing_compiled__does_not_import_the_compiler(tmp_path: Path):

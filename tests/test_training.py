@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from condensate import Augment, ClassicAugment, ImageData, Network, build_network, fit
+from condensate import Augment, ClassicAugment, ImageData, Network, UserError, build_network, fit
 from condensate.capabilities import can_compile
 from condensate.compute import Compute
 from condensate.examples import Examples, Held
@@ -507,3 +507,19 @@ def test_fit__stopped_and_gone_on_with_elsewhere__is_one_that_was_not(
 
     whole, parts = trained(), trained(stop, -1)
     assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+
+
+def test_fit__velocities_that_are_not_all_kept__are_refused():
+    mark = Kept(1)
+    with pytest.raises(Stopped):
+        fit(network().double(), examples(), epochs=3, generator=seeded(), bookmark=mark)
+    assert mark.state is not None
+    del mark.state["momentum.0"]
+    with pytest.raises(KeyError, match=r"momentum\.0"):
+        fit(network().double(), examples(), epochs=3, generator=seeded(), bookmark=Kept(-1, mark.state))
+
+
+@pytest.mark.parametrize("wrong", [{"lr": -0.1}, {"momentum": 1.0}, {"weight_decay": -1.0}])
+def test_fit__numbers_without_a_meaning__refused(wrong: dict[str, float]):
+    with pytest.raises(UserError, match=f"{next(iter(wrong))} must be"):
+        fit(network(), examples(), epochs=1, generator=seeded(), **wrong)

@@ -11,7 +11,7 @@ from torch import Tensor
 from condensate.errors import UserError, unknown
 from condensate.objectives import Objective, Replayed
 from condensate.ranks import ALONE, Ranks
-from condensate.sgd import Sgd
+from condensate.sgd import Sgd, check
 from condensate.synthetic import SyntheticDataset
 
 # On a GPU, looking at a loss waits for it: several episodes are looked at together, as many as begin in a second.
@@ -84,25 +84,22 @@ def condense(
         raise unknown("condense.schedule", schedule, SCHEDULES)
     if not 0 <= start <= episodes:
         raise UserError(f"expected episodes of at least 0 and a start among them, got {episodes} and {start}")
-    for name, value in {"lr": lr, "momentum": momentum, "lr_labels": lr_labels, "lr_step": lr_step}.items():
-        if not 0 <= value < math.inf:
-            raise UserError(f"{name} must be a number of at least 0, got {value}")
-    if momentum >= 1:
-        raise UserError(f"momentum must be below 1, got {momentum}")
+    check(momentum, lr=lr, lr_labels=lr_labels, lr_step=lr_step)
     learned, device = _learned(synthetic, lr, lr_labels, lr_step), synthetic.labels.device
     optimizers = {name: Sgd([tensor], momentum=momentum) for name, (tensor, _) in learned.items()}
-    for name, past in (velocity or {}).items():
-        optimizers[name].velocities = [past.clone()]
+    for name, held in (velocity or {}).items():
+        optimizers[name].velocities = [held.clone()]
     share, watch = SCHEDULES[schedule], _Watch(synthetic, learned, optimizers, after, ranks)
     matched = Replayed(objective) if replay and device.type == "cuda" and objective.recordable else objective
     try:
         for number in range(start, episodes):
+            now = share(number / episodes)
             losses, outside = [], torch.zeros((), dtype=torch.int64, device=device)
             for loss in matched.episode(synthetic, number):
                 ranks.sum_gradients_([tensor for tensor, _ in learned.values()], loss)
                 losses.append(loss)
                 for name, (_, rate) in learned.items():
-                    optimizers[name].step(rate * share(number / episodes))
+                    optimizers[name].step(rate * now)
                     optimizers[name].zero_grad()
                 projected = synthetic.project_()
                 if projected is not None:
@@ -172,12 +169,8 @@ class _Watch:
 
     def velocity(self) -> dict[str, Tensor]:
         """Momentum of all that is learned, as far as there is any."""
-        return {
-            name: velocity.clone()
-            for name, optimizer in self.optimizers.items()
-            for velocity in optimizer.velocities
-            if velocity is not None
-        }
+        found = {name: optimizer.velocities[0] for name, optimizer in self.optimizers.items()}
+        return {name: velocity.clone() for name, velocity in found.items() if velocity is not None}
 
 
 def _check_finite(losses: list[float], number: int, learned: Learned) -> None:

@@ -1,10 +1,22 @@
 """Stochastic gradient descent, the one optimiser of condensing and of training."""
 
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
+
+from condensate.errors import UserError
+
+
+def check(momentum: float, **others: float) -> None:
+    """Refuse a momentum, and learning rates and weight decays by name, that have no meaning, with a ``UserError``."""
+    for name, value in {"momentum": momentum, **others}.items():
+        if not 0 <= value < math.inf:
+            raise UserError(f"{name} must be a number of at least 0, got {value}")
+    if momentum >= 1:
+        raise UserError(f"momentum must be below 1, got {momentum}")
 
 
 class Sgd:
@@ -18,7 +30,8 @@ class Sgd:
         tensors: What is learned, changed in place.
         momentum: Of the velocity.
         weight_decay: Times a tensor, added to its gradient.
-        fused: Whether one kernel does all of it; a velocity is then laid out as its tensor is.
+        fused: Whether one kernel does all of it. The same tensors must have gradients every time then, and who sets
+            ``velocities`` must lay them out as the tensors are.
     """
 
     def __init__(
@@ -31,13 +44,13 @@ class Sgd:
     @torch.no_grad()
     def step(self, lr: float) -> None:
         """Update, at a learning rate, what has a gradient."""
-        learned = [number for number, tensor in enumerate(self.tensors) if tensor.grad is not None]
-        velocities = [self.velocities[number] for number in learned]
+        found = [(n, x, g) for n, x in enumerate(self.tensors) if (g := x.grad) is not None]
+        velocities = [self.velocities[n] for n, *_ in found]
         sgd(
-            [self.tensors[number] for number in learned],
-            [gradient for tensor in self.tensors if (gradient := tensor.grad) is not None],
+            [x for _, x, _ in found],
+            [g for *_, g in found],
             velocities,
-            fused=True if self.fused else None,
+            fused=self.fused or None,  # None, not False: PyTorch then takes what is best for the device
             lr=lr,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
@@ -45,8 +58,8 @@ class Sgd:
             nesterov=False,
             maximize=False,
         )
-        for number, velocity in zip(learned, velocities, strict=True):
-            self.velocities[number] = velocity
+        for (n, *_), velocity in zip(found, velocities, strict=True):
+            self.velocities[n] = velocity
 
     def zero_grad(self) -> None:
         """Let go of the gradients."""

@@ -14,7 +14,7 @@ from condensate.examples import Examples, Held, ReadAhead
 from condensate.losses import MeanLoss
 from condensate.networks import Network
 from condensate.recording import Repeated
-from condensate.sgd import Sgd
+from condensate.sgd import Sgd, check
 from condensate.together import Together
 
 # Of batches of a size; a training on a GPU of fewer does not record a step to replay it: that takes some thirty.
@@ -90,16 +90,18 @@ def fit(
         bookmark: Where to go on from, and to keep where the training stands; it ends as one that was not stopped.
 
     Raises:
-        UserError: It diverged.
+        UserError: It diverged, or a number has no meaning.
         ValueError: The loss is of another network.
     """
+    check(momentum, lr=lr, weight_decay=weight_decay)
     generators = [generator] if isinstance(generator, torch.Generator) else list(generator)
     loss = loss or MeanLoss(network)
     if loss.network is not network:
         raise ValueError("the loss is another network's: make it of the one that is trained, MeanLoss(network, ...)")
     optimizer = Sgd(network.parameters(), momentum=momentum, weight_decay=weight_decay, fused=True)
     before = bookmark.last() if bookmark else None
-    rate, sizes = lr, _batch_sizes(len(examples), batch, joined=join_last and network.batch_statistics)
+    rate = lr  # of the epoch; a step that is recorded holds it
+    sizes = _batch_sizes(len(examples), batch, joined=join_last and network.batch_statistics)
 
     def step(index: Tensor) -> Tensor:
         optimizer.zero_grad()
@@ -117,8 +119,8 @@ def fit(
     try:
         for epoch in range(_restored(before, network, optimizer, generators) if before else 0, epochs):
             network.train()
-            past, rate = rate, lr * 0.1 if drop and epoch >= epochs // 2 else lr
-            if recorded and rate != past:
+            earlier, rate = rate, lr * 0.1 if drop and epoch >= epochs // 2 else lr
+            if recorded and rate != earlier:
                 optimizer.zero_grad()  # gradients lie in the recording's memory
                 recorded.anew()
             batches = _shuffled(sizes, generators)
@@ -175,7 +177,8 @@ def _state(
 ) -> dict[str, Tensor]:
     """All that decides how a training goes on after so many epochs."""
     state = {f"network.{name}": value.detach() for name, value in _tensors(network).items()}
-    state |= {f"momentum.{number}": past for number, past in enumerate(optimizer.velocities) if past is not None}
+    velocities = enumerate(optimizer.velocities)
+    state |= {f"momentum.{number}": velocity for number, velocity in velocities if velocity is not None}
     state |= {f"generator.{number}": own.get_state() for number, own in enumerate(generators)}
     return state | {"epochs": torch.tensor(epochs)}
 
@@ -187,9 +190,9 @@ def _restored(
     """Put a state back; the epochs that went before it."""
     for name, value in _tensors(network).items():
         value.copy_(state[f"network.{name}"])
-    for number, parameter in enumerate(network.parameters()):
-        if (past := state.get(f"momentum.{number}")) is not None:
-            optimizer.velocities[number] = torch.empty_like(parameter).copy_(past)  # laid out alike, as fused needs
+    for number, parameter in enumerate(network.parameters() if optimizer.momentum else ()):
+        velocity = torch.empty_like(parameter)  # laid out as the parameter is, which the fused step relies on
+        optimizer.velocities[number] = velocity.copy_(state[f"momentum.{number}"])
     for number, own in enumerate(generators):
         own.set_state(state[f"generator.{number}"].cpu())
     return int(state["epochs"])

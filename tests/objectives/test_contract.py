@@ -72,7 +72,7 @@ class Experts:
         return self.paths[expert][epoch]
 
 
-def parts(objective: str, storage: str, data, **options):
+def parts(objective: str, storage: str, data, compute: Compute | None = None, **options):
     stored = PARAMETERIZATIONS[storage](6, data.shape, **OPTIONS.get(storage, {}))
     stored.reset_(Streams(1)("start"))
     matched = OBJECTIVES[objective]
@@ -82,7 +82,7 @@ def parts(objective: str, storage: str, data, **options):
     network = build_network("convnet", data.shape, 3, Streams(2)("net"), width=8, depth=2)
     source = Experts(network, data.train) if matched.matches_experts else data.train
     options = MATCHED[objective] | options
-    return synthetic, matched(source, network, Augment(), Streams(3), Compute(chunk=4), **options)
+    return synthetic, matched(source, network, Augment(), Streams(3), compute or Compute(chunk=4), **options)
 
 
 every = pytest.mark.parametrize(("objective", "storage"), [(o, s) for o in OBJECTIVES for s in STORAGES])
@@ -101,6 +101,29 @@ def test_episode__finite_scalar_that_reaches_every_stored_tensor(objective, stor
             assert parameter.grad is not None
             of_image = parameter.grad.flatten(1).abs().sum(1)
             assert bool((of_image > 0).all())
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_episode__compiled__once_for_all_networks(objective, monkeypatch):
+    """Networks are drawn anew in the same place: later episodes find their programs compiled."""
+    programs = []
+
+    def compiler(graph, inputs):
+        programs.append(graph)
+        return graph.forward
+
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **how: original(function, **how, backend=compiler))
+    torch._dynamo.reset()
+    synthetic, matching = parts(objective, "lowrank", data_of((3, 6, 10)), Compute(compiled=True, chunk=4))
+    compiled = []
+    for number in range(4):
+        losses = [float(loss) for loss in matching.episode(synthetic, number)]
+        compiled.append(len(programs))
+        assert all(map(math.isfinite, losses))
+    assert compiled[0] > 0
+    assert set(compiled) == {compiled[0]}
 
 
 @every_public

@@ -36,9 +36,12 @@ def condensed(synthetic, matching):
     return losses, [parameter.detach().clone() for group in groups for parameter in group["params"]]
 
 
-@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize(
+    ("storage", "shape"), [*((storage, (3, 6, 10)) for storage in STORAGES), ("lowrank", (1, 8, 8))]
+)
 @pytest.mark.parametrize("objective", RECORDED)
-def test_episode__replayed__is_that_of_the_objective(objective, storage, data):
+def test_episode__replayed__is_that_of_the_objective(objective, storage, shape):
+    data = data_of(shape)
     (losses, stored), (again, others) = (
         condensed(synthetic, matching if plain else Replayed(matching, recorder))
         for plain in (True, False)
