@@ -114,12 +114,11 @@ def steps(rows: Sequence[Row]) -> list[Sequence[str]]:
 
 
 def empty(folder: Path, measured: Sequence[Row] = ()) -> list[Sequence[str]]:
-    """The other work that was measured on a CPU, in visibly empty lines."""
+    """The other work that was measured on some CPU, in visibly empty lines."""
     done = {row["work"] for row in measured}
-    works = sorted(
-        {row["work"] for row in _held(folder / "benchmark-cpu.json").get("rows", []) if row["seconds"]} - done
-    )
-    return [(work, *[""] * (len(STEPS) - 1)) for work in works]
+    reports = (_held(folder / f"benchmark-{machine}.json") for machine in KINDS_OF_MACHINE)
+    works = {row["work"] for held in reports for row in held.get("rows", []) if row["seconds"]} - done
+    return [(work, *[""] * (len(STEPS) - 1)) for work in sorted(works)]
 
 
 def planned(rows: Sequence[Row]) -> list[Sequence[str]]:
@@ -156,15 +155,15 @@ def tables(folder: Path = EVIDENCE) -> dict[str, str]:
         held = _held(folder / f"benchmark-{machine}.json")
         rows = held.get("rows", [])
         unmeasured = empty(folder, rows) if machine == "cuda" else []
-        told = _told(held, rows) if rows else NOT_MEASURED
+        told = _told(machine, held, rows) if rows else NOT_MEASURED
         found[machine] = f"{_markdown([*steps(rows), *unmeasured])}\n{told}"
         for what, key, show in (("profile", "profile", profiled), ("plan", "planned", planned)):
             some = [row for row in rows if row.get(key)]
-            made = f"{_markdown(show(some))}\n{_told(held, some)}" if some else NOT_MEASURED
+            made = f"{_markdown(show(some))}\n{_told(machine, held, some)}" if some else NOT_MEASURED
             found[f"{machine}-{what}"] = made
     processes = _held(folder / "several-cpu.json")
     if processes:
-        made = _made(processes, [processes["commit"]])
+        made = f"{_made(processes, [processes['commit']])} ([evidence](evidence/several-cpu.json))"
         found["several"] = f"{_markdown(several.table(processes['rows']))}\n{made}.\n"
     else:
         found["several"] = NOT_MEASURED
@@ -188,7 +187,7 @@ def summary(folder: Path = EVIDENCE) -> list[Sequence[str]]:
     return [("work", *heads), *((work, *(faster[work].get(head, "") for head in heads)) for work in sorted(faster))]
 
 
-def _told(held: Row, rows: Sequence[Row]) -> str:
+def _told(machine: str, held: Row, rows: Sequence[Row]) -> str:
     """Of what machine and commits rows are, and how fast it multiplied matrices beside them."""
     made = _made(held, [row["commit"] for row in rows])
     rates = [row["matrix_rates"] for row in rows if "matrix_rates" in row]
@@ -198,7 +197,7 @@ def _told(held: Row, rows: Sequence[Row]) -> str:
         if (seen := [rate[name] / 1e9 for rate in rates if name in rate])
     ]
     products = f" Products: {'; '.join(spans)}." if spans else ""
-    return f"{made} (row by row in the evidence).{products}\n"
+    return f"{made} (row by row in [the evidence](evidence/benchmark-{machine}.json)).{products}\n"
 
 
 def _made(held: Row, commits: Sequence[str]) -> str:
