@@ -57,9 +57,9 @@ def command(folder: str, device: str) -> None:
     moments = [time.perf_counter()]
     gc.disable()  # as our modules have it while they are imported, PyTorch by the first of them
     import_module("torch")
-    gc.enable()
     moments.append(time.perf_counter())
     program = import_module("condensate.__main__")
+    gc.enable()
     gc.freeze()
     program.keep_freed_memory()
     moments.append(time.perf_counter())
