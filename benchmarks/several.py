@@ -92,8 +92,7 @@ def started(name: str, processes: int) -> Row:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [*launcher, "-m", "benchmarks.several", "--one", name]
     said = run(command, check=True, stdout=PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}).stdout
-    *_, answer = said.split(ANSWER)
-    found: Row = json.loads(answer)
+    found: Row = json.loads(next(line for line in said.splitlines() if line.startswith(ANSWER)).removeprefix(ANSWER))
     return found
 
 
@@ -137,7 +136,10 @@ def main() -> None:
         rounds = [[started(work, processes) for processes in PROCESSES] for _ in range(options.rounds)]
         for processes, turns in zip(PROCESSES, zip(*rounds, strict=True), strict=True):
             row: Row = {key: [turn[key] for turn in turns] for key in ("seconds", "computed")}
-            same = {"summed": turns[0]["summed"], "written": median(turn["written"] for turn in turns)}
+            written = (
+                median(turn["written"] for turn in turns) if processes > 1 else None
+            )  # there is no other to write to
+            same = {"summed": turns[0]["summed"], "written": written}
             rows.append({"work": WORKS[work][0], "processes": processes, **row, **same})
         if options.json:  # after each, for a run that is stopped
             torch.set_num_threads(1)  # as each process has

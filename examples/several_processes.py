@@ -16,7 +16,7 @@ def main(episodes: int = 5, width: int = 32, ipc: int = 10) -> None:
     with condensate.Ranks.of_torchrun().joined() as ranks:
         made = condensed(ranks, episodes, width, ipc)
         if ranks.first:  # all have the same set
-            print(f"{len(made)} images, condensed by {ranks.world}")
+            print(f"{len(made)} images condensed; processes: {ranks.world}")
 
 
 def condensed(ranks: condensate.Ranks, episodes: int, width: int, ipc: int) -> condensate.SyntheticDataset:

@@ -156,7 +156,7 @@ def test_example__several_processes(tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     program = [*launcher, str(ROOT / "examples" / "several_processes.py"), "1", "8", "1"]
     done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["80 images, condensed by 2"]
+    assert done.stdout.count("80 images condensed; processes: 2") == 1
 
 
 def test_example__own_loop(tmp_path, monkeypatch):

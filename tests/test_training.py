@@ -509,6 +509,20 @@ def test_fit__stopped_and_gone_on_with_elsewhere__is_one_that_was_not(
     assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
 
 
+def test_fit__a_frozen_parameter__goes_on_with_the_others():
+    def pupil() -> Network:
+        made = network().double()
+        next(made.parameters()).requires_grad_(False)
+        return made
+
+    whole, first, second, mark = pupil(), pupil(), pupil(), Kept(1)
+    fit(whole, examples(), epochs=3, generator=seeded())
+    with pytest.raises(Stopped):
+        fit(first, examples(), epochs=3, generator=seeded(), bookmark=mark)
+    fit(second, examples(), epochs=3, generator=seeded(), bookmark=Kept(-1, mark.state))
+    assert torch.equal(weights(second), weights(whole))
+
+
 def test_fit__velocities_that_are_not_all_kept__are_refused():
     mark = Kept(1)
     with pytest.raises(Stopped):

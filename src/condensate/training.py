@@ -190,9 +190,10 @@ def _restored(
     """Put a state back; the epochs that went before it."""
     for name, value in _tensors(network).items():
         value.copy_(state[f"network.{name}"])
-    for number, parameter in enumerate(network.parameters() if optimizer.momentum else ()):
-        velocity = torch.empty_like(parameter)  # laid out as the parameter is, which the fused step relies on
-        optimizer.velocities[number] = velocity.copy_(state[f"momentum.{number}"])
+    for number, parameter in enumerate(network.parameters()):
+        if optimizer.momentum and parameter.requires_grad:
+            velocity = torch.empty_like(parameter)  # laid out as the parameter is, which the fused step relies on
+            optimizer.velocities[number] = velocity.copy_(state[f"momentum.{number}"])
     for number, own in enumerate(generators):
         own.set_state(state[f"generator.{number}"].cpu())
     return int(state["epochs"])
