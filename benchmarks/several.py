@@ -136,9 +136,8 @@ def main() -> None:
         rounds = [[started(work, processes) for processes in PROCESSES] for _ in range(options.rounds)]
         for processes, turns in zip(PROCESSES, zip(*rounds, strict=True), strict=True):
             row: Row = {key: [turn[key] for turn in turns] for key in ("seconds", "computed")}
-            written = (
-                median(turn["written"] for turn in turns) if processes > 1 else None
-            )  # there is no other to write to
+            # One process alone has no other to write to.
+            written = median(turn["written"] for turn in turns) if processes > 1 else None
             same = {"summed": turns[0]["summed"], "written": written}
             rows.append({"work": WORKS[work][0], "processes": processes, **row, **same})
         if options.json:  # after each, for a run that is stopped
